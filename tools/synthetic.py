@@ -17,7 +17,7 @@ import sys
 import tempfile
 
 RELEASE = "5.24.0"
-AT_ONCE = 20
+AT_ONCE = 12
 REST = f"""
 [inputs]
 lengths = [24]
@@ -65,12 +65,14 @@ def run(tfcheck, names, folder):
         said = {}
     error = said.get("error") or {}
     text = " ".join(f"{error.get('message', '')} {' '.join(error.get('causes', []))}".split()) or answer.stderr[-2000:]
-    refused = next((name for name in names if re.search(rf"synthetic:{re.escape(name)}(?![\w-])", text)), None)
+    # The first name that the error names; it may end with one of another.
+    named = {name: re.search(rf"(synthetic:{re.escape(name)}(?![\w.-])|/{re.escape(name)}-(default|b2-24)\b)", text) for name in names}
+    refused = min((name for name in names if named[name]), key=lambda name: named[name].start(), default=None)
     if refused and not said.get("summary"):
-        return {refused: {"made": False, "ran": False, "why": text}}
-    runs = sorted((folder / "results").glob("run_*"))
+        return {refused: {"made": "cannot be made" not in text and "does not read" not in text, "ran": False, "why": text}}
+    runs = sorted(path.parent for path in (folder / "results").glob("run_*/summary.json"))
     if not runs:
-        # A run that did not begin for another reason, which one name alone is told.
+        # A run that ended for another reason, which one name alone is told.
         if len(names) == 1:
             return {names[0]: {"made": False, "ran": False, "why": text}}
         return run(tfcheck, names[:1], folder)
@@ -80,7 +82,9 @@ def run(tfcheck, names, folder):
         cell = case["cells"][0]
         name = case["checkpoint"].removeprefix("synthetic:")
         found[name] = {"made": True, "ran": cell["outcome"] == "completed", "why": cell.get("reason", ""), "inputs": case["inputs"]}
-        files = list((runs[-1] / case["name"]).rglob("logits_*.safetensors"))
+        # A run of one case has no folder for it.
+        folder = runs[-1] / case["name"] if (runs[-1] / case["name"]).is_dir() else runs[-1]
+        files = list(folder.rglob("logits_*.safetensors"))
         if found[name]["ran"] and not (files and all(map(finite, files))):
             found[name] |= {"ran": False, "why": "its outputs are not finite"}
     return found
@@ -104,8 +108,11 @@ REASONS = [
     ("has a config and no model class", r"has a config and no model"),
     ("needs a package that the environment lacks", r"needs the package"),
     ("cannot be constructed with small sizes", r"cannot be constructed"),
+    ("was not reached before this table was made", r"not reached"),
+    ("has a config that tfcheck's limits refuse", r"config\.json: `"),
+    ("is saved by one class or release and loaded by another that lacks weights", r"the checkpoint (lacks|has another shape)"),
     ("gives numbers that are not finite", r"not finite"),
-    ("gets inputs that the general rules do not find", r""),
+    ("fails in `forward`, or the general rules find no inputs", r""),
 ]
 
 

@@ -126,6 +126,8 @@ fn integers(path: &Path, tensors: &SafeTensors, name: &str) -> Result<Option<Mas
             let real = view.data().as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) != 0);
             Ok(Some(Mask { batch, seq, real: real.collect() }))
         }
+        // Codes of several codebooks for each position are no tokens of a text, and all of their positions are real.
+        (Stored::I64, &[_, _, _]) if name == "input_ids" => Ok(None),
         (dtype, shape) => {
             let problem = format!("holds {name} of {dtype:?} {shape:?}, not i64 [batch, seq]");
             Err(LogitsError::invalid(path, problem))

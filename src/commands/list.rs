@@ -43,7 +43,7 @@ pub fn models() -> String {
     text.push_str(
         "\nFurther model types, without a native model: transformers constructs the model from a small config, and tfcheck\n\
          draws its weights. The first use installs the release that constructs it. A model_type that is not listed here is\n\
-         constructed by the newest release from its own defaults, with small sizes.\n",
+         constructed by the newest release from its own defaults, with small sizes; results/synthetic.md names those that cannot be.\n",
     );
     let mut entries = tiny::catalogue().iter().peekable();
     while let Some(first) = entries.peek().copied() {

@@ -52,7 +52,7 @@ const KINDS: [(&str, &str); 10] = [
     // A spectrum.
     ("parakeet_encoder", "input_features f32"),
     // Samples.
-    ("univnet", "input_features f32"),
+    ("dac", "input_values f32"),
     // A series of numbers.
     ("patchtst", "past_values f32"),
     // Boxes beside tokens.

@@ -57,8 +57,10 @@ impl FromStr for Source {
                 Some((model_type, variant)) => (model_type, Some(variant)),
                 None => (rest, None),
             };
+            // A model_type may have a point in it (`kosmos-2.5`), and names a folder.
             let is_word = |word: &str| {
-                !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+                word.starts_with(|c: char| c.is_ascii_alphanumeric())
+                    && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
             };
             if !is_word(model_type) || !variant.is_none_or(is_word) {
                 return Err(SourceError(format!(

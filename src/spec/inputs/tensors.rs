@@ -84,7 +84,10 @@ pub(super) fn of_file(path: &Path) -> Result<Inputs, Error> {
 /// # Errors
 /// Which tensor has another dtype or shape than `[batch, seq]` in i64.
 pub(super) fn of_tensors(tensors: &mut Tensors) -> Result<Inputs, String> {
-    let Some(ids) = tensors.remove(INPUT_IDS) else {
+    // Codes of several codebooks for each position are no tokens of a text.
+    let is_codes = |ids: &Tensor| ids.shape.len() == 3;
+    let ids = if tensors.get(INPUT_IDS).is_some_and(is_codes) { None } else { tensors.remove(INPUT_IDS) };
+    let Some(ids) = ids else {
         let batch = tensors.values().find_map(|tensor| tensor.shape.first().copied()).unwrap_or(1);
         let mut inputs = batch::lay_out("tensors".to_owned(), &[], 0, super::Padding::Right, 0);
         inputs.batch = batch;
@@ -145,6 +148,10 @@ mod tests {
         let mut images = Tensors::from([("pixel_values".to_owned(), Tensor::floats(vec![4, 1], [0.0; 4]))]);
         let inputs = of_tensors(&mut images).unwrap();
         assert_eq!((inputs.batch, inputs.seq, inputs.input_ids.len()), (4, 0, 0));
+        let mut codes =
+            Tensors::from([(INPUT_IDS.to_owned(), Tensor::integers(vec![1, 2, 2], [1, 2, 3, 4]))]);
+        let inputs = of_tensors(&mut codes).unwrap();
+        assert_eq!((inputs.batch, inputs.seq, inputs.tensors[INPUT_IDS].shape.len()), (1, 0, 3));
         let mut wrong = Tensors::from([(INPUT_IDS.to_owned(), Tensor::floats(vec![1, 1], [0.0]))]);
         assert!(of_tensors(&mut wrong).is_err());
     }

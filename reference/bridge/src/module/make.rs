@@ -44,10 +44,13 @@ fn small(py: Python<'_>, request: &Make) -> Result<(), Stop> {
     let small = module(include_str!("small.py"), c"tfcheck_small.py", c"tfcheck_small")?;
     let config = py.import("json")?.call_method1("loads", (&request.config,))?;
     let saved = small.call_method1("save", (config, request.seed, request.folder.as_os_str()));
-    saved.map_err(|error| match error.is_instance_of::<PyValueError>(py) {
-        // The module's own sentences.
-        true => Stop::unsupported(error.value(py).to_string()),
-        false => Stop::from(error),
+    saved.map_err(|error| {
+        if error.is_instance_of::<PyValueError>(py) {
+            // The module's own sentences.
+            Stop::unsupported(error.value(py).to_string())
+        } else {
+            Stop::from(error)
+        }
     })?;
     Ok(())
 }

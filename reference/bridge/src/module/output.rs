@@ -50,11 +50,13 @@ pub(super) fn returned<'py>(
             }
         }
         // A backbone returns lists of maps and nothing else.
-        if found.is_empty()
-            && let Some(maps) =
-                output.call_method1("get", ("feature_maps",)).ok().filter(|maps| !maps.is_none())
-        {
-            found = listed("feature_maps", &maps)?;
+        if found.is_empty() {
+            for item in output.call_method0("items")?.try_iter()? {
+                let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
+                if value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyList>() {
+                    found.extend(listed(&name, &value)?);
+                }
+            }
         }
     }
     let mut kept = Vec::new();

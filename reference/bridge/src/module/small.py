@@ -22,7 +22,7 @@ SIZES = {
     "shared_intermediate_size intermediate_size_mlp expert_ffn_hidden_size",
     48: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size",
     288: "vocab_size src_vocab_size tgt_vocab_size decoder_vocab_size vocab_size_per_layer_input entity_vocab_size shape_vocab_size "
-    "pronunciation_vocab_size",
+    "pronunciation_vocab_size unpadded_vocab_size",
     4: "num_hidden_layers n_layer n_layers num_layers num_attention_heads n_head n_heads num_heads encoder_attention_heads "
     "decoder_attention_heads decoder_layers encoder_layers linear_num_value_heads num_decoder_layers depth index_n_heads "
     "num_encoder_layers num_blocks encoder_depth num_filters num_codebooks num_quantizers",
@@ -56,7 +56,7 @@ MOST_PARAMETERS = 30_000_000
 WIDTH = re.compile(r"size|upsample_groups|dim|width|channel|feature|hidden|d_model|d_ff|n_embd|inner|rank|filters|planes|units|section|d_kv|proj")
 NO_WIDTH = re.compile(
     r"vocab|image|img|patch|kernel|window|codebook_size|chunk|block_size|pool|stride|batch|merge|num_|temporal|tile|crop|input_size|"
-    r"grid|sampl|frame|position|length|layer|head_size|type|in_chan|n_mel|mel_bins|tubelet|feature_size|ratio|_idx|index|group_size"
+    r"grid|sample|sampling|frame|position|length|layer|head_size|type|in_chan|n_mel|mel_bins|tubelet|feature_size|ratio|_idx|index|group_size"
 )
 # Factors by which widths are divided, and by which pictures are.
 SCALES = ((8, 4), (8, 1), (16, 4), (16, 1), (4, 2), (4, 1), (2, 1), (32, 1), (1, 1))
