@@ -138,16 +138,9 @@ const FLAGS: [&str; 21] = [
     "use_sliding_window",
 ];
 
-/// Keys for which transformers has no meaning of `null`: a model of such a config cannot be made.
-const NEVER_NULL: [&str; 7] = [
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "rms_norm_eps",
-    "layer_norm_eps",
-];
+/// Keys for which transformers has no meaning of `null`: a model of such a config cannot be made. Others can be null in published
+/// configs, as Cohere's `rms_norm_eps` beside its `layer_norm_eps`.
+const NEVER_NULL: [&str; 4] = ["hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act"];
 
 /// Keys of an object that describes rotary embeddings.
 const ROPE: [&str; 2] = ["rope_scaling", "rope_parameters"];
@@ -300,6 +293,7 @@ mod tests {
         refused(json!({"hidden_size": 64.5}), "`hidden_size` is 64.5");
         refused(json!({"hidden_size": "64"}), "`hidden_size` is \"64\"");
         refused(json!({"text_config": {"head_dim": 0}}), "`text_config.head_dim` is 0");
+        assert_eq!(refusal(&json!({"rms_norm_eps": null, "layer_norm_eps": 1e-5})), None, "as Cohere's");
         refused(json!({"hidden_act": null}), "`hidden_act` is null where a value is needed");
         refused(json!({"text_config": {"hidden_size": null}}), "`text_config.hidden_size` is null");
         refused(json!({"rope_theta": 0}), "`rope_theta` is 0 where a number above 0");

@@ -226,7 +226,7 @@ fn wrong_weights_of_either_half_of_qwen2_vl_are_localised() {
 
 #[test]
 fn a_text_pooled_at_another_token_is_localised_to_the_code_behind_the_text_model() {
-    let config = |config: &mut Value| config["text_config"]["eos_token_id"] = json!(2);
+    let config = |config: &mut Value| config["text_config"]["eos_token_id"] = json!(7);
     fault("clip", config, |_| (), "(root)", Some([Some("text_model"), Some("text_projection")]));
 }
 
