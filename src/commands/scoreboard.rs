@@ -42,9 +42,9 @@ const TABLES: &str = "long";
 /// Tokens of the prefill of the long inputs; the others are decoded through the KV cache.
 const PREFILL: usize = 32;
 
-/// Seconds per checkpoint that the diagnoses may take, so that all of them take as long as the cells. A checkpoint on which nothing
+/// Checkpoints per second of all diagnoses together, so that they take about as long as the cells. A checkpoint on which nothing
 /// diverges leaves its share to others.
-const DIAGNOSIS_S: u64 = 1;
+const DIAGNOSED_PER_S: u64 = 2;
 
 /// Name of the ports of another checkout, as a variant.
 const CHECKOUT: &str = "checkout";
@@ -125,8 +125,8 @@ pub fn config(base: &Config, options: &ScoreboardOptions) -> Result<Config> {
             diagnose_s,
             // On models of this size more threads wait for each other, and the longer the busier the machine is.
             threads: base.run.threads.or(Some(1)),
-            // Nothing is timed, so that cells need not wait for each other.
-            first_passes_at_once: base.run.first_passes_at_once.max(machine::physical_cores()),
+            // Nothing is timed, so that cells need not wait for each other; more than there are cores, because some wait for files.
+            first_passes_at_once: base.run.first_passes_at_once.max(2 * machine::physical_cores()),
             ..base.run.clone()
         },
         ..base.clone()
@@ -150,7 +150,7 @@ fn commands(options: &ScoreboardOptions) -> Result<Vec<Command>> {
 
 /// Seconds for the diagnoses of a scoreboard: the config's, or more if there are many checkpoints; 0 stays 0.
 fn diagnosis_s(of_config: u64, checkpoints: usize) -> u64 {
-    if of_config == 0 { 0 } else { of_config.max(DIAGNOSIS_S * checkpoints as u64) }
+    if of_config == 0 { 0 } else { of_config.max(checkpoints as u64 / DIAGNOSED_PER_S) }
 }
 
 /// Model type and variant of every checkpoint: the native models' (but those with the shape of a real model), each model

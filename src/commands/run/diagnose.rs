@@ -120,25 +120,40 @@ impl EndOfRun<'_> {
             let at = |cell: &CellPlan| case.cells.iter().position(|known| known.variant == cell.variant);
             at(pair[0]).zip(at(pair[1])).is_some_and(|(a, b)| case.matrix.compared(a, b).is_some())
         });
-        let count = representatives.len();
-        for (number, (index, [trusted, suspect])) in representatives.into_iter().enumerate() {
-            let left = budget.saturating_sub(begun.elapsed()) / (count - number) as u32;
-            let case = &mut view.cases[index];
-            let [a, b] = [trusted, suspect].map(|cell| cell.variant.name());
-            let files = self.folder.case_folder(self.manifest, &case.name);
-            let pair = Pair {
-                request: self.request,
-                prepared: &self.cases[index],
-                runners: self.runners,
-                case: &case.name,
-                logs: &files,
-                budget: left,
-            };
-            self.request.progress.line(&format!("{}: diagnosing {a} / {b}", case.name));
-            match pair.diagnose([trusted, suspect]) {
-                Ok(diagnosed) => case.diagnosed.push(diagnosed),
-                Err(DiagnoseError::Interrupted) => break,
-                Err(error) => view.notes.push(format!("{}: {a} / {b} not diagnosed: {error}", case.name)),
+        let at_once = self.request.config.run.first_passes_at_once.max(1);
+        while !representatives.is_empty() {
+            let together = of_other_cases(&mut representatives, at_once);
+            let (now, later) = (together.len(), representatives.len());
+            let left = budget.saturating_sub(begun.elapsed());
+            let share = left.mul_f64(now as f64 / (now + later) as f64);
+            let found: Vec<_> = std::thread::scope(|scope| {
+                let diagnose = |&(index, pair): &(usize, [&CellPlan; 2])| {
+                    let name = &view.cases[index].name;
+                    self.request.progress.line(&format!("{name}: diagnosing {}", names(pair)));
+                    self.of_pair(index, name, pair, share)
+                };
+                let begun: Vec<_> = together
+                    .iter()
+                    .map(|representative| scope.spawn(move || diagnose(representative)))
+                    .collect();
+                let joined = |begun: std::thread::ScopedJoinHandle<'_, _>| {
+                    begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                begun.into_iter().map(joined).collect()
+            });
+            let mut interrupted = false;
+            for ((index, pair), found) in together.into_iter().zip(found) {
+                let case = &mut view.cases[index];
+                match found {
+                    Ok(diagnosed) => case.diagnosed.push(diagnosed),
+                    Err(DiagnoseError::Interrupted) => interrupted = true,
+                    Err(error) => {
+                        view.notes.push(format!("{}: {} not diagnosed: {error}", case.name, names(pair)));
+                    }
+                }
+            }
+            if interrupted {
+                break;
             }
         }
         let all: Vec<Diagnosed> = view.cases.iter().flat_map(|case| case.diagnosed.clone()).collect();
@@ -146,6 +161,19 @@ impl EndOfRun<'_> {
             self.folder.write_diagnosed(&all)?;
         }
         Ok(())
+    }
+
+    fn of_pair(
+        &self,
+        index: usize,
+        case: &str,
+        pair: [&CellPlan; 2],
+        budget: Duration,
+    ) -> Result<Diagnosed, DiagnoseError> {
+        let files = self.folder.case_folder(self.manifest, case);
+        let prepared = &self.cases[index];
+        Pair { request: self.request, prepared, runners: self.runners, case, logs: &files, budget }
+            .diagnose(pair)
     }
 
     /// For each group of each checkpoint, the case in which it diverges that has the most tokens among those without padding
@@ -197,6 +225,28 @@ impl EndOfRun<'_> {
         }
         kept
     }
+}
+
+/// Takes at most `most` representatives of different cases, because those of one case write to one folder.
+fn of_other_cases<'a>(
+    waiting: &mut Vec<(usize, [&'a CellPlan; 2])>,
+    most: usize,
+) -> Vec<(usize, [&'a CellPlan; 2])> {
+    let mut together: Vec<(usize, [&CellPlan; 2])> = Vec::new();
+    let mut position = 0;
+    while position < waiting.len() && together.len() < most {
+        if together.iter().any(|(index, _)| *index == waiting[position].0) {
+            position += 1;
+        } else {
+            together.push(waiting.remove(position));
+        }
+    }
+    together
+}
+
+/// `A / B`, the two variants of a pair.
+fn names([trusted, suspect]: [&CellPlan; 2]) -> String {
+    format!("{} / {}", trusted.variant.name(), suspect.variant.name())
 }
 
 /// Whether the runner loads any checkpoint folder, so that it can be made to commit mistakes.

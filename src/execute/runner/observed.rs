@@ -34,13 +34,14 @@ impl Runner for ObservedRunner<'_> {
         let name = version.to_string_lossy().into_owned();
         self.progress.detail(&format!("{name}: $ {}", self.command));
         let session = self.runner.start(log, stop)?;
-        Ok(Box::new(ObservedSession { session, name, progress: self.progress }))
+        Ok(Box::new(ObservedSession { session, version: name.clone(), name, progress: self.progress }))
     }
 }
 
 struct ObservedSession<'a> {
     session: Box<dyn Session + 'a>,
-    /// The version and the model that it has loaded.
+    version: String,
+    /// The version and the model that it has loaded last.
     name: String,
     progress: &'a Progress,
 }
@@ -48,7 +49,7 @@ struct ObservedSession<'a> {
 impl Session for ObservedSession<'_> {
     fn ask(&mut self, request: &Request, timeout: Duration) -> Result<Reply, NoResult> {
         if let Request::Load(load) = request {
-            self.name = format!("{} {}", self.name, loaded(load));
+            self.name = format!("{} {}", self.version, loaded(load));
         }
         let begun = Instant::now();
         let reply = self.session.ask(request, timeout);
