@@ -311,14 +311,9 @@ impl Judge<'_> {
                         wider,
                         relative_l2,
                     }),
-                    None => self.no_worse(variant, of, own, &excess).unwrap_or_else(|| {
-                        Departure::Unexplained(ByOracles::Unexplained {
-                            variant: name,
-                            oracle,
-                            is_own,
-                            excess,
-                        })
-                    }),
+                    None => self.no_worse(variant, of, own, &excess).unwrap_or(Departure::Unexplained(
+                        ByOracles::Unexplained { variant: name, oracle, is_own, excess },
+                    )),
                 },
             },
         })

@@ -148,7 +148,7 @@ pub(super) fn end(inputs: &mut Inputs, config: &Value) {
         2 => number("vocab_size", 49408) - 1,
         id => id,
     };
-    let other = if end == 0 { 1 } else { 0 };
+    let other = i64::from(end == 0);
     let rows = inputs.input_ids.chunks_mut(inputs.seq.max(1));
     for (ids, mask) in rows.zip(inputs.attention_mask.chunks(inputs.seq.max(1))) {
         ids.iter_mut().filter(|id| **id == end).for_each(|id| *id = other);
