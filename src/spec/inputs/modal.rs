@@ -135,7 +135,7 @@ const POOLED_AT_END: [&str; 4] = ["clip", "clip_text_model", "metaclip_2", "meta
 
 /// Ends random texts of a model that pools them at their end token: its last real token becomes that of the config, or the
 /// largest id where the config has the 2 of early checkpoints, at whose largest id those pool. No other token is one, padding
-/// included: what a model computes at padding is its own affair.
+/// included: what a model computes at padding is its own affair. A text stays as it is where the vocabulary lacks that token.
 pub(super) fn end(inputs: &mut Inputs, config: &Value) {
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     if !POOLED_AT_END.contains(&model_type) {
@@ -144,10 +144,14 @@ pub(super) fn end(inputs: &mut Inputs, config: &Value) {
     let text = config.get("text_config").filter(|text| text.is_object()).unwrap_or(config);
     let number = |key: &str, default: i64| text.get(key).and_then(Value::as_i64).unwrap_or(default);
     // Where the config leaves a key out, CLIP's own default of transformers.
+    let size = number("vocab_size", 49408);
     let end = match number("eos_token_id", 49407) {
-        2 => number("vocab_size", 49408) - 1,
+        2 => size - 1,
         id => id,
     };
+    if !(0..size).contains(&end) {
+        return;
+    }
     let other = i64::from(end == 0);
     let rows = inputs.input_ids.chunks_mut(inputs.seq.max(1));
     for (ids, mask) in rows.zip(inputs.attention_mask.chunks(inputs.seq.max(1))) {
@@ -336,6 +340,8 @@ mod tests {
         assert_eq!(ended(&config(2)), [5, 6, 89, 8, 89, 0]);
         assert_eq!(ended(&config(6)), [5, 0, 6, 8, 6, 0], "an end token before the end, where it would pool");
         assert_eq!(ended(&config(0)), [5, 6, 0, 8, 0, 1], "padding with the end token, where it would pool");
+        let lacking = json!({"model_type": "clip_text_model", "vocab_size": 90});
+        assert_eq!(ended(&lacking), [5, 6, 7, 8, 9, 0], "no id beyond the vocabulary");
         let both = json!({"model_type": "clip", "text_config": config(70)});
         assert_eq!(ended(&both), [5, 6, 70, 8, 70, 0]);
         assert_eq!(ended(&json!({"model_type": "llama", "eos_token_id": 70})), [5, 6, 7, 8, 9, 0]);
