@@ -40,9 +40,9 @@ impl Mask {
     pub fn of_inputs(path: &Path) -> Result<Option<Self>, LogitsError> {
         let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
         let tensors = opened(path, &bytes)?;
-        for [tokens, mask] in TOKENS {
-            if let Some(tokens) = integers(path, &tensors, tokens)? {
-                return tokens.masked(path, &tensors, mask).map(Some);
+        for known in TOKENS {
+            if let Some(mask) = real(path, &tensors, known)? {
+                return Ok(Some(mask));
             }
         }
         integers(path, &tensors, ATTENTION_MASK)
@@ -56,14 +56,11 @@ impl Mask {
     pub fn of_encoder(path: &Path) -> Result<Option<Self>, LogitsError> {
         let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
         let tensors = opened(path, &bytes)?;
-        let [[decoder, _], [encoder, mask]] = TOKENS;
+        let [[decoder, _], encoder] = TOKENS;
         if tensors.tensor(decoder).is_err() {
             return Ok(None);
         }
-        match integers(path, &tensors, encoder)? {
-            Some(tokens) => tokens.masked(path, &tensors, mask).map(Some),
-            None => Ok(Some(Self::all_real(0, 0))),
-        }
+        Ok(Some(real(path, &tensors, encoder)?.unwrap_or_else(|| Self::all_real(0, 0))))
     }
 
     /// The positions of the tokens `tokens` of the inputs file, with the mask that belongs to them; `None` if the inputs do
@@ -72,15 +69,10 @@ impl Mask {
     /// # Errors
     /// As [`Mask::of_inputs`].
     pub fn of_tokens(path: &Path, tokens: &str) -> Result<Option<Self>, LogitsError> {
-        let Some([_, mask]) = TOKENS.iter().find(|[name, _]| *name == tokens) else { return Ok(None) };
+        let Some(known) = TOKENS.into_iter().find(|[name, _]| *name == tokens) else { return Ok(None) };
         let bytes = bounds::file::read(path, INPUTS_BYTES).map_err(|error| LogitsError::io(path, error))?;
         let tensors = opened(path, &bytes)?;
-        integers(path, &tensors, tokens)?.map(|tokens| tokens.masked(path, &tensors, mask)).transpose()
-    }
-
-    /// The mask `mask` of these tokens.
-    fn masked(self, path: &Path, tensors: &SafeTensors, mask: &str) -> Result<Self, LogitsError> {
-        Ok(integers(path, tensors, mask)?.unwrap_or_else(|| Self::all_real(self.batch, self.seq)))
+        real(path, &tensors, known)
     }
 
     /// The positions of an output with `batch` rows of `seq` positions: these, if they are as many; otherwise the output
@@ -111,6 +103,13 @@ impl Mask {
     pub fn last_real(&self, row: usize) -> Option<usize> {
         (0..self.seq).rev().find(|&position| self.is_real(row, position))
     }
+}
+
+/// Which of the tokens are real, by the mask of that name, or all of them without it; `None` if the file has no such tokens.
+fn real(path: &Path, tensors: &SafeTensors, [tokens, mask]: [&str; 2]) -> Result<Option<Mask>, LogitsError> {
+    let Some(tokens) = integers(path, tensors, tokens)? else { return Ok(None) };
+    let mask = integers(path, tensors, mask)?;
+    Ok(Some(mask.unwrap_or_else(|| Mask::all_real(tokens.batch, tokens.seq))))
 }
 
 fn opened<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, LogitsError> {

@@ -7,18 +7,20 @@
 //! explains, at every position and every token; otherwise it diverges. Dynamo's rule then decides whether one side's
 //! rounding is worse. Without float64 results only the dtype's tolerances decide.
 
+mod departure;
+
 use serde::Serialize;
 
 use super::Dtype;
 use super::evidence::{
-    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Distrusted, Evidence, Excess, Large, NotFinite,
-    Routing, Unsteady,
+    Basis, Borrowed, ByOracles, ByTolerance, Comparison, Distrusted, Evidence, Excess, NotFinite, Unsteady,
 };
 use super::matrix::{Matrix, PairOutcome};
 use super::metrics::PairMetrics;
-use super::oracle::{FEW, Oracles, multiplier, relative_to, within_dynamo};
+use super::oracle::{Oracles, multiplier, relative_to, within_dynamo};
 use super::repeat::{Noise, multiple};
 pub use super::tolerances::{Overrides, PartialPerDtype, PerDtype, Tolerances};
+use departure::Departure;
 
 /// The verdict on a pair.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -262,112 +264,6 @@ impl Judge<'_> {
         Some(Distrusted { oracles: [a, b].map(|index| self.name(index)), relative_l2, identical })
     }
 
-    /// Classifies a variant's difference from its float64 result; `None` if the two cannot be compared.
-    fn departure(&self, variant: usize, other: usize, oracle: usize) -> Option<Departure> {
-        let dtype = self.matrix.dtypes[variant];
-        let own = self.matrix.compared(variant, oracle)?;
-        let ran = self.oracles.ran(variant);
-        let name = self.name(variant);
-        if !own.l2.is_finite() {
-            let sides = self.not_finite(variant.min(oracle), variant.max(oracle), own);
-            return Some(if ran && self.is_finite(oracle) {
-                Departure::Worse(ByOracles::LeavesRange { variant: name, sides })
-            } else {
-                Departure::Unexplained(ByOracles::SideNotFinite { sides })
-            });
-        }
-        let Some(excess) = self.excess(own, dtype, None) else { return Some(Departure::Within) };
-        // The variant with the smallest error among those whose error is known to be rounding.
-        let reference = (self.oracles.references(self.matrix, variant, other).into_iter())
-            .filter_map(|index| Some((index, self.matrix.compared(index, self.oracles.own(index)?)?)))
-            .min_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)));
-        let is_own = self.oracles.own(variant).is_some();
-        let (of, oracle) = (oracle, self.name(oracle));
-        Some(match reference {
-            Some((index, known)) if self.excess(own, dtype, Some(known)).is_none() => {
-                let (peer, peer_relative_l2) = (self.name(index), share(known));
-                Departure::Large(Large::Peer { excess, peer, peer_relative_l2 })
-            }
-            Some((index, known)) if ran => {
-                let (peer, peer_relative_l2) = (self.name(index), share(known));
-                Departure::Worse(ByOracles::RoundsWorse {
-                    variant: name,
-                    oracle,
-                    excess,
-                    peer,
-                    peer_relative_l2,
-                })
-            }
-            None if ran => Departure::Large(Large::OwnCode { excess, variant: name, oracle }),
-            Some(_) | None => match self.oracles.near_ties(variant) {
-                Some(routing) => {
-                    Departure::Routed(ByOracles::Routed { excess, routing: Routing::clone(routing) })
-                }
-                None => match self.agrees_wider(variant, of) {
-                    Some((wider, relative_l2)) => Departure::Worse(ByOracles::AgreesWider {
-                        variant: name,
-                        oracle,
-                        excess,
-                        wider,
-                        relative_l2,
-                    }),
-                    None => self.no_worse(variant, of, own, &excess).unwrap_or(Departure::Unexplained(
-                        ByOracles::Unexplained { variant: name, oracle, is_own, excess },
-                    )),
-                },
-            },
-        })
-    }
-
-    /// Whether another variant of the same dtype, whose code computed the same function in float64, rounds at least as much on
-    /// these inputs, which have few values: then an error of this size is rounding. Of one value that is a sum which nearly
-    /// cancels, as a cosine, one variant may lose nothing and the next a quarter.
-    fn no_worse(
-        &self,
-        variant: usize,
-        oracle: usize,
-        own: &PairMetrics,
-        excess: &Excess,
-    ) -> Option<Departure> {
-        if own.elements >= FEW {
-            return None;
-        }
-        let dtype = self.matrix.dtypes[variant];
-        let same_function = |other: usize| {
-            other == oracle
-                || self
-                    .matrix
-                    .compared(other, oracle)
-                    .is_some_and(|pair| at_most(share(pair), self.tolerances.f64_agreement))
-        };
-        let (peer, known) = (0..self.matrix.len())
-            .filter(|&index| {
-                index != variant && self.matrix.dtypes[index] == dtype && self.oracles.ran(index)
-            })
-            .filter_map(|index| {
-                let theirs = self.oracles.own(index).filter(|&theirs| same_function(theirs))?;
-                Some((index, self.matrix.compared(index, theirs)?))
-            })
-            .max_by(|(_, a), (_, b)| share(a).total_cmp(&share(b)))?;
-        self.excess_above(own, dtype, Some((known, 1.0))).is_none().then(|| {
-            Departure::Worse(ByOracles::NoWorseThan {
-                variant: self.name(variant),
-                excess: excess.clone(),
-                peer: self.name(peer),
-                peer_relative_l2: share(known),
-            })
-        })
-    }
-
-    /// The float32 result of an opaque variant's own program that agrees with the result `with`, and their relative L2.
-    fn agrees_wider(&self, variant: usize, with: usize) -> Option<(String, f64)> {
-        let apart = |wider: usize| {
-            let pair = self.matrix.compared(wider, with)?;
-            self.excess(pair, Dtype::F32, None).is_none().then(|| (self.name(wider), share(pair)))
-        };
-        self.oracles.wider(self.matrix, variant).find_map(apart)
-    }
-
     /// Whether two variants of which no float64 result exists agree in float32, so that their difference in a lower dtype is
     /// rounding.
     fn agree_wider(&self, a: usize, b: usize, excess: &Excess) -> Option<(Decision, ByTolerance)> {
@@ -484,20 +380,6 @@ fn no_finite_value(pair: &PairMetrics) -> Option<String> {
     let sides = [distribution.non_finite_a, distribution.non_finite_b];
     let is_empty = sides.iter().all(|count| count.nan + count.infinite >= pair.elements);
     is_empty.then(|| "neither side has a finite logit".to_owned())
-}
-
-/// How a variant differs from its float64 result.
-enum Departure {
-    /// Within the limits of its dtype.
-    Within,
-    /// Beyond the limits, but known to be rounding.
-    Large(Large),
-    /// Computes the same function, but rounds worse than a peer or leaves the dtype's range.
-    Worse(ByOracles),
-    /// Only because routers choose other experts at near-ties.
-    Routed(ByOracles),
-    /// By more than rounding, and its own code did not run in float64.
-    Unexplained(ByOracles),
 }
 
 /// The verdict *diverged*; the evidence omits everything but `found`.

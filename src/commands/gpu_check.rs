@@ -25,6 +25,7 @@ use models::cuda::driver::{Driver, OpenError, Setting};
 use reference::protocol::glob;
 
 use crate::commands::run::{self, Destination, RunRequest};
+use crate::execute::at_once::at_once;
 use crate::execute::progress::Progress;
 use crate::execute::schedule::Turn;
 use crate::judge::exit_code::ExitCode;
@@ -225,15 +226,8 @@ impl Bench<'_> {
             self.progress.line(&format!("{}: {state} after {seconds:.0} s", item.name));
             Done::new(item, begun.elapsed(), state, found)
         };
-        std::thread::scope(|scope| {
-            let (run, turns) = (&run, Turn::all(items.len()));
-            let runs: Vec<_> =
-                items.iter().zip(turns).map(|(item, turn)| scope.spawn(move || run(item, turn))).collect();
-            let ended = |run: std::thread::ScopedJoinHandle<'_, Done>| {
-                run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            runs.into_iter().map(ended).collect()
-        })
+        let turns = Turn::all(items.len());
+        at_once(items.iter().zip(turns).collect(), |(item, turn)| run(item, turn))
     }
 
     fn one(&self, item: &Item, turn: &Turn, left: Duration) -> (State, Option<Found>) {

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::execute::cell::{Cell, Failure, FailureKind, Outcome};
 use crate::execute::progress::Progress;
-use crate::judge::history::History;
+use crate::judge::history;
 use crate::results::{Frozen, Manifest, RunFolder};
 use crate::spec::units::Unit;
 use copy::Copy;
@@ -217,12 +217,8 @@ fn remember(
     if used.iter().any(|part| part.machine() != record.fingerprint) {
         return;
     }
-    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
-    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
     let machine = (record.fingerprint.as_str(), record.threads);
-    let kept = History::open(request.results)
-        .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
-    if let Err(error) = kept {
+    if let Err(error) = history::remember(request.results, folder, manifest, machine, cells) {
         request.progress.line(&error.note());
     }
 }

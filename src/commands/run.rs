@@ -25,7 +25,7 @@ use crate::execute::schedule::{Job, Ran, Schedule, Settings, Turn};
 use crate::execute::written::{self, Check};
 use crate::judge::assess;
 use crate::judge::exit_code::ExitCode;
-use crate::judge::history::History;
+use crate::judge::history::{self, History};
 use crate::report;
 use crate::results::{Case, Manifest, ResultsError, RunFolder, Share};
 use crate::spec::config::Config;
@@ -220,12 +220,8 @@ fn remember(
     runners: &Runners,
 ) {
     let results = folder.path().parent().unwrap_or(Path::new("."));
-    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
-    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
     let machine = (runners.fingerprint.as_str(), runners.threads);
-    let kept = History::open(results)
-        .and_then(|mut history| history.record(&name, &manifest.stamp, machine, &cases));
-    if let Err(error) = kept {
+    if let Err(error) = history::remember(results, folder, manifest, machine, cells) {
         request.progress.line(&error.note());
     }
 }

@@ -1,6 +1,7 @@
 //! Execution: runners start workers, the scheduler drives them, and each cell gets a record.
 
 pub mod answer;
+pub mod at_once;
 pub mod cell;
 pub mod checkout;
 pub mod foreseen;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use reference::protocol::{Dtype, Forward, Load, Prepare, Reply, Request, Time, Timed, Trace};
 
+use crate::execute::at_once::at_once;
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
 use crate::execute::quiet::Rounds;
@@ -189,14 +190,7 @@ impl<'a> Schedule<'a> {
         if jobs.len() == 1 {
             return jobs.into_iter().map(|job| self.begin(job)).collect();
         }
-        std::thread::scope(|scope| {
-            let begun: Vec<_> =
-                jobs.into_iter().map(|job| scope.spawn(|| self.warm(self.begin(job)))).collect();
-            let joined = |begun: std::thread::ScopedJoinHandle<'_, Begun<'a>>| {
-                begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            begun.into_iter().map(joined).collect()
-        })
+        at_once(jobs, |job| self.warm(self.begin(job)))
     }
 
     /// Lets a worker compile what its first round needs, in parallel with the other workers.

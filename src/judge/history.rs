@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::execute::cell::{Cell, Outcome};
 use crate::execute::quiet::{best_ns, readings};
-use crate::results::Case;
+use crate::results::{Case, Manifest, RunFolder};
 use crate::spec::variant::Variant;
 use compare::timing::summarize;
 
@@ -138,6 +138,22 @@ pub struct Known {
 pub struct History {
     path: PathBuf,
     connection: Connection,
+}
+
+/// Adds the run in `folder` to the history of the results folder, with the fingerprint and the threads of its machine.
+///
+/// # Errors
+/// When the history cannot be read or written.
+pub fn remember(
+    results: &Path,
+    folder: &RunFolder,
+    manifest: &Manifest,
+    machine: (&str, usize),
+    cells: &[Vec<Cell>],
+) -> Result<(), HistoryError> {
+    let name = folder.path().file_name().unwrap_or_default().to_string_lossy();
+    let cases: Vec<_> = manifest.cases.iter().zip(cells.iter().map(Vec::as_slice)).collect();
+    History::open(results)?.record(&name, &manifest.stamp, machine, &cases)
 }
 
 impl History {

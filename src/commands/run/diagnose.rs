@@ -9,6 +9,7 @@ use reference::protocol::{Attention, Dtype, Mode};
 
 use super::localize::{EndOfRun, check_digests, check_names, renewed};
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
+use crate::execute::at_once::at_once;
 use crate::hunt::diagnose::{self, DiagnoseError, Diagnosed, Request, Side, Tokens};
 use crate::judge::findings::{Findings, findings};
 use crate::judge::view::RunView;
@@ -120,29 +121,19 @@ impl EndOfRun<'_> {
             let at = |cell: &CellPlan| case.cells.iter().position(|known| known.variant == cell.variant);
             at(pair[0]).zip(at(pair[1])).is_some_and(|(a, b)| case.matrix.compared(a, b).is_some())
         });
-        let at_once = self.request.config.run.first_passes_at_once.max(1);
+        let most = self.request.config.run.first_passes_at_once.max(1);
         while !representatives.is_empty() {
-            let together = of_other_cases(&mut representatives, at_once);
+            let together = of_other_cases(&mut representatives, most);
             let (now, later) = (together.len(), representatives.len());
             let left = budget.saturating_sub(begun.elapsed());
             let share = left.mul_f64(now as f64 / (now + later) as f64);
-            let found: Vec<_> = std::thread::scope(|scope| {
-                let diagnose = |&(index, pair): &(usize, [&CellPlan; 2])| {
-                    let name = &view.cases[index].name;
-                    self.request.progress.line(&format!("{name}: diagnosing {}", names(pair)));
-                    self.of_pair(index, name, pair, share)
-                };
-                let begun: Vec<_> = together
-                    .iter()
-                    .map(|representative| scope.spawn(move || diagnose(representative)))
-                    .collect();
-                let joined = |begun: std::thread::ScopedJoinHandle<'_, _>| {
-                    begun.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                };
-                begun.into_iter().map(joined).collect()
+            let found = at_once(together, |(index, pair)| {
+                let name = &view.cases[index].name;
+                self.request.progress.line(&format!("{name}: diagnosing {}", names(pair)));
+                (index, pair, self.of_pair(index, name, pair, share))
             });
             let mut interrupted = false;
-            for ((index, pair), found) in together.into_iter().zip(found) {
+            for (index, pair, found) in found {
                 let case = &mut view.cases[index];
                 match found {
                     Ok(diagnosed) => case.diagnosed.push(diagnosed),

@@ -120,19 +120,25 @@ fn cell(folder: &Path, runner: Runner, dtype: Dtype, error: f64) -> (Cell, Entry
     (cell, entry)
 }
 
+/// A cell of each runner and dtype, whose last logit has this error.
+fn cells(folder: &Path, wanted: &[(Runner, Dtype, f64)]) -> (Vec<Cell>, Vec<Entry>) {
+    wanted.iter().map(|&(runner, dtype, error)| cell(folder, runner, dtype, error)).unzip()
+}
+
 #[test]
 fn a_departing_port_stands_out_and_a_missing_one_keeps_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    let (mut cells, mut entries): (Vec<Cell>, Vec<Entry>) = [
-        cell(path, Runner::Transformers, Dtype::F32, 1e-7),
-        cell(path, Runner::Transformers, Dtype::F64, 0.0),
-        cell(path, Runner::Candle, Dtype::F32, 2e-7),
-        cell(path, Runner::Candle, Dtype::F64, 1e-13),
-        cell(path, Runner::CandleTransformers, Dtype::F32, 0.5),
-    ]
-    .into_iter()
-    .unzip();
+    let (mut cells, mut entries) = cells(
+        folder.path(),
+        &[
+            (Runner::Transformers, Dtype::F32, 1e-7),
+            (Runner::Transformers, Dtype::F64, 0.0),
+            (Runner::Candle, Dtype::F32, 2e-7),
+            (Runner::Candle, Dtype::F64, 1e-13),
+            (Runner::CandleTransformers, Dtype::F32, 0.5),
+        ],
+    );
     let (mut missing, mut absent) = cell(path, Runner::CandleTransformers, Dtype::Bf16, 0.0);
     missing.outcome = Outcome::Unsupported { reason: "no such port".into() };
     absent.logits = Err("no such port".into());
@@ -184,48 +190,49 @@ fn words(scoreboard: &Scoreboard) -> Vec<&str> {
 #[test]
 fn a_variant_within_three_times_the_reference_error_agrees() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
-        cell(path, Runner::Transformers, Dtype::Bf16, 4.0),
-        cell(path, Runner::Transformers, Dtype::F64, 0.0),
-        cell(path, Runner::Candle, Dtype::Bf16, -5.0),
-        cell(path, Runner::CandleTransformers, Dtype::Bf16, -16.0),
-    ]
-    .into_iter()
-    .unzip();
+    let (cells, entries) = cells(
+        folder.path(),
+        &[
+            (Runner::Transformers, Dtype::Bf16, 4.0),
+            (Runner::Transformers, Dtype::F64, 0.0),
+            (Runner::Candle, Dtype::Bf16, -5.0),
+            (Runner::CandleTransformers, Dtype::Bf16, -16.0),
+        ],
+    );
     assert_eq!(words(&fold(&view(cells, &entries))), ["same mathematics", "diverged"]);
 }
 
 #[test]
 fn a_variant_is_right_where_the_reference_rounds_worse() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
-        cell(path, Runner::Transformers, Dtype::Bf16, 8.0),
-        cell(path, Runner::Transformers, Dtype::F64, 0.0),
-        cell(path, Runner::Candle, Dtype::Bf16, 0.25),
-        cell(path, Runner::Candle, Dtype::F64, 1e-13),
-    ]
-    .into_iter()
-    .unzip();
+    let (cells, entries) = cells(
+        folder.path(),
+        &[
+            (Runner::Transformers, Dtype::Bf16, 8.0),
+            (Runner::Transformers, Dtype::F64, 0.0),
+            (Runner::Candle, Dtype::Bf16, 0.25),
+            (Runner::Candle, Dtype::F64, 1e-13),
+        ],
+    );
     let view = view(cells, &entries);
-    let of_pair = |verdict: &&compare::verdict::Verdict| matches!(&verdict.decision, Decision::WorseRounding { worse } if *worse == view.cases[0].cells[0].name);
-    assert!(view.cases[0].verdicts.iter().any(|verdict| of_pair(&verdict)), "{:?}", view.cases[0].verdicts);
+    let case = &view.cases[0];
+    let worse = Decision::WorseRounding { worse: case.cells[0].name.clone() };
+    assert!(case.verdicts.iter().any(|verdict| verdict.decision == worse), "{:?}", case.verdicts);
     assert_eq!(words(&fold(&view)), ["same mathematics", "same mathematics"]);
 }
 
 #[test]
 fn the_first_diverging_module_is_listed() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    let (cells, entries): (Vec<Cell>, Vec<Entry>) = [
-        cell(path, Runner::Transformers, Dtype::F32, 0.0),
-        cell(path, Runner::Transformers, Dtype::F64, 0.0),
-        cell(path, Runner::Candle, Dtype::F32, 0.5),
-        cell(path, Runner::CandleTransformers, Dtype::F32, 0.5),
-    ]
-    .into_iter()
-    .unzip();
+    let (cells, entries) = cells(
+        folder.path(),
+        &[
+            (Runner::Transformers, Dtype::F32, 0.0),
+            (Runner::Transformers, Dtype::F64, 0.0),
+            (Runner::Candle, Dtype::F32, 0.5),
+            (Runner::CandleTransformers, Dtype::F32, 0.5),
+        ],
+    );
     let divergence = crate::hunt::localize::Divergence { path: "model.norm".into(), ..Default::default() };
     let localized = crate::hunt::localize::Localized {
         case: "mistral-40".into(),

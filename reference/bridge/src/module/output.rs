@@ -38,24 +38,22 @@ pub(super) fn returned<'py>(
     let mut found: Vec<(String, Bound<'py, PyAny>)> = Vec::new();
     if is_tensor(output)? {
         found.push(("output".to_owned(), output.clone()));
-    } else if output.is_instance_of::<PyTuple>() || output.is_instance_of::<PyList>() {
+    } else if is_list(output) {
         found = listed("output", output)?;
     } else if output.hasattr("items")? {
-        for item in output.call_method0("items")?.try_iter()? {
-            let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
-            if is_tensor(&value)? {
-                found.push((name, value));
+        let items = output.call_method0("items")?.try_iter()?.map(|item| item?.extract());
+        let items: Vec<(String, Bound<'_, PyAny>)> = items.collect::<PyResult<_>>()?;
+        for (name, value) in &items {
+            if is_tensor(value)? {
+                found.push((name.clone(), value.clone()));
             } else if LISTS.contains(&name.as_str()) && !value.is_none() {
-                found.extend(listed(&name, &value)?);
+                found.extend(listed(name, value)?);
             }
         }
         // A backbone returns lists of maps and nothing else.
         if found.is_empty() {
-            for item in output.call_method0("items")?.try_iter()? {
-                let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
-                if value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyList>() {
-                    found.extend(listed(&name, &value)?);
-                }
+            for (name, value) in items.iter().filter(|(_, value)| is_list(value)) {
+                found.extend(listed(name, value)?);
             }
         }
     }
@@ -107,6 +105,10 @@ fn listed<'py>(name: &str, values: &Bound<'py, PyAny>) -> PyResult<Vec<(String, 
         }
     }
     Ok(found)
+}
+
+fn is_list(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyTuple>() || value.is_instance_of::<PyList>()
 }
 
 fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
