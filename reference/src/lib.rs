@@ -26,4 +26,4 @@ pub use environment::{
 pub use failure::EnvironmentError;
 pub use helper::end_all;
 pub use source::{Source, SourceError};
-pub use worker::{Launch, Worker, WorkerEnd};
+pub use worker::{Launch, Worker, WorkerEnd, compiler_caches};

@@ -27,7 +27,7 @@ use crate::protocol::{
 };
 pub use ending::WorkerEnd;
 use group::Group;
-pub use launch::Launch;
+pub use launch::{Launch, compiler_caches};
 use memory::OomKills;
 
 /// Interval at which a wait checks the stop flag and the process.

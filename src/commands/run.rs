@@ -391,6 +391,7 @@ fn jobs<'a>(
         texts: prepared.texts.as_ref().filter(|_| speaks_for_its_version(cell)),
         processed: prepared.processed.as_ref().filter(|_| speaks_for_its_version(cell)),
         notes: cell.environment.map(|index| runners.environment_notes[index].clone()).unwrap_or_default(),
+        expected_bytes: estimate::held_bytes(prepared, cell),
     };
     cells.into_iter().map(job).collect()
 }

@@ -8,7 +8,7 @@ mod process;
 mod shared;
 pub mod transformers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -28,6 +28,24 @@ pub trait Runner: Send + Sync {
     /// # Errors
     /// When the worker cannot be started.
     fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult>;
+
+    /// As [`Self::start`], with a folder for the caches of the worker's compilers, which outlives the worker.
+    ///
+    /// # Errors
+    /// When the worker cannot be started.
+    fn start_with_caches<'a>(
+        &'a self,
+        log: PathBuf,
+        stop: &'a AtomicBool,
+        _caches: &Path,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
+        self.start(log, stop)
+    }
+
+    /// Whether a worker may load one model after another.
+    fn is_reusable(&self) -> bool {
+        false
+    }
 }
 
 /// A running worker.

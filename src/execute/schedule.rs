@@ -1,23 +1,23 @@
 //! Runs the cells of a case, one worker process each, and writes each result as soon as it exists.
 //!
-//! There are three phases: correctness (load, then one forward pass whose logits are kept), interleaved timing rounds,
-//! and the trace. Workers stay loaded and idle between rounds, so that the variants of a round run under the same
-//! conditions. If the loaded workers would exceed the memory budget, they are timed in groups that share the first cell
-//! as anchor. Only one worker computes at a time, except in the first phase if `first_passes_at_once` is above 1. On a
-//! loaded machine more rounds are timed for up to `patience`. At the end a cell repeats its forward pass (`again`), which
-//! gives the noise floor.
+//! There are four phases: correctness (load, then one forward pass whose logits are kept; [`first`]), interleaved timing
+//! rounds, the trace, and the noise floor (a forward pass in the same process and one in a second process; [`again`]).
+//! Workers stay loaded and idle between rounds, so that the variants of a round run under the same conditions. If the
+//! loaded workers would exceed the memory budget, they are timed in groups that share the first cell as anchor. One worker
+//! computes at a time, except in the first and the last phase, in which nothing is timed. On a loaded machine more rounds
+//! are timed for up to `patience`.
 
 mod accepted;
 mod again;
+mod first;
 mod turn;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use reference::protocol::{Dtype, Forward, Load, Prepare, Reply, Request, Time, Timed, Trace};
 
-use crate::execute::at_once::at_once;
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
 use crate::execute::quiet::Rounds;
@@ -25,6 +25,7 @@ use crate::execute::runner::{NoResult, Runner, Session};
 use crate::spec::inputs::Texts;
 use crate::spec::variant::Variant;
 use accepted::verify_logits;
+use again::Repeating;
 pub use turn::Turn;
 
 /// One cell to run.
@@ -48,6 +49,8 @@ pub struct Job<'a> {
     pub processed: Option<&'a Prepare>,
     /// Notes for the reader that are known before the cell runs.
     pub notes: Vec<String>,
+    /// Bytes that its worker is expected to hold.
+    pub expected_bytes: u64,
 }
 
 /// How cells are timed and how long they may take.
@@ -63,7 +66,7 @@ pub struct Settings {
     pub rounds: usize,
     /// How long a case may wait for a quiet machine and time extra rounds.
     pub patience: Duration,
-    /// Number of workers that load and run their first forward pass in parallel.
+    /// Number of workers that load and run their first forward pass at the same time; likewise second processes.
     pub first_passes_at_once: usize,
     /// Whether each cell leaves a trace.
     pub trace: bool,
@@ -110,12 +113,11 @@ pub struct Ran {
 /// A worker whose logits are on disk and that is ready to be timed.
 struct Live<'a> {
     job: Job<'a>,
+    /// The caches of its compilers, if they outlive it.
+    caches: Option<PathBuf>,
     session: Box<dyn Session + 'a>,
     completed: Completed,
 }
-
-/// A worker with its first result, or the job without one and the reason.
-type Begun<'a> = Result<Live<'a>, Box<(Job<'a>, NoResult)>>;
 
 /// A worker's index in its group and its reply to the request to time a round.
 type Answer = (usize, Result<Timed, NoResult>);
@@ -126,100 +128,38 @@ impl<'a> Schedule<'a> {
         let mut ran = Ran::default();
         let mut round = first_round;
         let mut group: Vec<Live> = Vec::new();
+        // What is compiled outlives the first process of a cell, for the second one.
+        let caches = tempfile::Builder::new().prefix("tfcheck-").tempdir().ok();
         let cells = self.progress.task(self.case, jobs.len() as u64);
-        let mut jobs = jobs.into_iter();
-        loop {
-            let together: Vec<Job> = jobs.by_ref().take(self.settings.first_passes_at_once.max(1)).collect();
-            if together.is_empty() || self.stop.load(Ordering::Relaxed) {
+        let mut jobs = first::queue(jobs, caches.as_ref().map(tempfile::TempDir::path));
+        let mut repeating: Vec<Repeating> = Vec::new();
+        while !jobs.is_empty() && !self.stop.load(Ordering::Relaxed) {
+            self.first_passes(&mut jobs, &mut group, &mut repeating, &cells, &mut ran);
+            if jobs.is_empty() {
                 break;
             }
-            if self.is_full(&group, together.len()) {
-                self.time(&mut group, &mut round, &mut ran);
-                for live in group.split_off(1.min(group.len())) {
-                    self.finish(live, &mut ran);
-                }
-            }
-            let names: Vec<String> = together.iter().map(|job| job.variant.name()).collect();
-            cells.doing(&names.join(", "));
-            for begun in self.begin_all(together) {
-                match begun {
-                    Ok(live) => {
-                        let name = live.job.variant.name();
-                        cells.line(&format!(
-                            "{name}: loaded in {}, first call {}",
-                            seconds(live.completed.load_ns),
-                            seconds(live.completed.first_call_ns)
-                        ));
-                        if live.job.is_timed {
-                            let mut landed = live.completed.clone();
-                            landed.unfinished = Some(not_finished());
-                            self.keep(&live.job, Outcome::Completed(landed), &mut ran);
-                            group.push(live);
-                        } else {
-                            self.conclude(live, &mut ran);
-                        }
-                    }
-                    Err(lost) => {
-                        let (job, ended) = *lost;
-                        self.lost(&job, ended, &mut ran);
-                    }
-                }
-                cells.done_one();
+            self.time(&mut group, &mut round, &mut ran);
+            for live in group.split_off(1.min(group.len())) {
+                self.finish(live, &mut repeating, &mut ran);
             }
         }
+        drop(cells);
         self.time(&mut group, &mut round, &mut ran);
         for live in group {
-            self.finish(live, &mut ran);
+            self.finish(live, &mut repeating, &mut ran);
         }
+        self.second_processes(repeating, &mut ran);
         ran.interrupted |= self.stop.load(Ordering::Relaxed);
         ran
     }
 
-    /// Whether `more` further workers, each as large as the largest so far, would exceed the memory budget. A group with
-    /// only the anchor is never full.
-    fn is_full(&self, group: &[Live], more: usize) -> bool {
-        let bytes = |live: &Live| live.completed.peak_bytes.unwrap_or(0);
-        let held: u64 = group.iter().map(bytes).sum();
-        let next = group.iter().map(bytes).max().unwrap_or(0);
-        let needed = next.saturating_mul(more as u64).saturating_add(held);
-        group.len() > 1 && needed > self.settings.memory_budget
-    }
-
-    /// Runs the correctness phase of the jobs in parallel; results are in the jobs' order.
-    fn begin_all(&self, jobs: Vec<Job<'a>>) -> Vec<Begun<'a>> {
-        if jobs.len() == 1 {
-            return jobs.into_iter().map(|job| self.begin(job)).collect();
+    /// Starts a worker of the job, with a folder for the caches of its compilers if they are to outlive it.
+    fn start(&self, job: &Job<'a>, caches: Option<&Path>) -> Result<Box<dyn Session + 'a>, NoResult> {
+        let (runner, log) = (job.runner.clone()?, self.log_path(job));
+        match caches {
+            Some(caches) => runner.start_with_caches(log, self.stop, caches),
+            None => runner.start(log, self.stop),
         }
-        at_once(jobs, |job| self.warm(self.begin(job)))
-    }
-
-    /// Lets a worker compile what its first round needs, in parallel with the other workers.
-    fn warm(&self, begun: Begun<'a>) -> Begun<'a> {
-        begun.map(|mut live| {
-            if live.job.is_timed {
-                let decode = self.settings.decode.min(1);
-                let request = Request::Time(Time { warm_up: 1, iterations: 1, decode, ..Time::default() });
-                // If this fails, the first round fails too and reports it.
-                let _ = live.session.ask(&request, self.settings.timeout);
-            }
-            live
-        })
-    }
-
-    /// Correctness phase of one job: start, load, one forward pass whose logits on disk are verified.
-    fn begin(&self, job: Job<'a>) -> Begun<'a> {
-        let mut session = match self.start(&job) {
-            Ok(session) => session,
-            Err(ended) => return Err(Box::new((job, ended))),
-        };
-        match self.forward(&job, session.as_mut()) {
-            Ok(completed) => Ok(Live { job, session, completed }),
-            Err(ended) => Err(Box::new((job, ended))),
-        }
-    }
-
-    fn start(&self, job: &Job<'a>) -> Result<Box<dyn Session + 'a>, NoResult> {
-        job.runner.clone().and_then(|runner| runner.start(self.log_path(job), self.stop))
     }
 
     fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, NoResult> {
@@ -366,8 +306,8 @@ impl<'a> Schedule<'a> {
         Some(answers)
     }
 
-    /// Writes the trace, then the record. A failed trace becomes a note because the numbers do not depend on it.
-    fn finish(&self, mut live: Live<'a>, ran: &mut Ran) {
+    /// Writes the trace, then makes the last requests. A failed trace becomes a note because the numbers do not depend on it.
+    fn finish(&self, mut live: Live<'a>, repeating: &mut Vec<Repeating<'a>>, ran: &mut Ran) {
         if self.stop.load(Ordering::Relaxed) {
             return self.cut_short(live, NoResult::Interrupted, ran);
         }
@@ -394,7 +334,7 @@ impl<'a> Schedule<'a> {
                 }
             }
         }
-        self.conclude(live, ran);
+        self.closed(self.close(live), repeating, ran);
     }
 
     /// Records a worker that failed after its logits were written: the logits are kept, the cell counts as unfinished.

@@ -191,7 +191,7 @@ pub struct Run {
     /// Seconds that a case may spend on rounds beyond `rounds` while the machine is busy. If one variant is timed, only its quietest rounds count; if several are, all rounds count. Default: 60 if `fail_on` has a gate on times or `against` is set, else 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience_s: Option<u64>,
-    /// Variants of a case that may load and compile at the same time; above 1, load and first-call times are not meaningful, because they share the cores. Default: 1.
+    /// Variants of a case that may load and compile at the same time, before anything is timed; above 1, load and first-call times are upper bounds, because variants share the cores. Default: 2.
     pub first_passes_at_once: usize,
     /// Whether a profiler trace of one forward pass of each variant is written. Default: true.
     pub trace: bool,
@@ -282,7 +282,7 @@ impl Default for Run {
             rounds: 3,
             patience_s: None,
             diagnose_s: 60,
-            first_passes_at_once: 1,
+            first_passes_at_once: 2,
             trace: true,
             outputs: Vec::new(),
             oracle: false,

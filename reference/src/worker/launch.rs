@@ -92,8 +92,7 @@ impl Launch {
             .env("OMP_NUM_THREADS", self.threads.to_string())
             .env("MKL_NUM_THREADS", self.threads.to_string())
             // With the cache of an earlier run, compilation would appear faster than it is.
-            .env("TORCHINDUCTOR_CACHE_DIR", scratch.join("inductor"))
-            .env("TRITON_CACHE_DIR", scratch.join("triton"))
+            .envs(compiler_caches(scratch))
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -107,6 +106,12 @@ impl Launch {
             .map_err(|error| io::Error::other(format!("the pipes collide: {error}")))?;
         Ok(command)
     }
+}
+
+/// The variables that let the compilers of a worker keep their caches below `folder`.
+pub fn compiler_caches(folder: &Path) -> [(OsString, OsString); 2] {
+    let cache = |variable: &str, name| (variable.into(), folder.join(name).into());
+    [cache("TORCHINDUCTOR_CACHE_DIR", "inductor"), cache("TRITON_CACHE_DIR", "triton")]
 }
 
 /// Whether a worker inherits this variable. Old versions of transformers may be insecure, so workers get no

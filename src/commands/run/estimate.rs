@@ -93,7 +93,7 @@ impl Estimates<'_> {
         let run = &self.request.config.run;
         let stored = weight_bytes(prepared) as f64;
         let parameters = stored / width(prepared.checkpoint.dtype());
-        let (start, held) = start(cell);
+        let (start, _) = start(cell);
         let is_gpu = cell.variant.device.starts_with("cuda");
         let rate = if is_gpu { GPU_RATE } else { CORE_RATE * self.threads() as f64 };
         // Two operations per parameter and token; float64 takes twice as long as float32.
@@ -108,9 +108,15 @@ impl Estimates<'_> {
         };
         let once = load + pass * (1.0 + timed);
         let repeated = if run.noise { load + 2.0 * pass } else { 0.0 };
-        let weights = (parameters * width(cell.variant.dtype)) as u64;
-        Cost { seconds: once + repeated, peak_bytes: Some(held.saturating_add(weights.saturating_mul(2))) }
+        Cost { seconds: once + repeated, peak_bytes: Some(held_bytes(prepared, cell)) }
     }
+}
+
+/// Bytes that a cell's worker holds: its program, and the weights twice, as they are read and as they are used.
+pub(super) fn held_bytes(prepared: &PreparedCase, cell: &CellPlan) -> u64 {
+    let parameters = weight_bytes(prepared) as f64 / width(prepared.checkpoint.dtype());
+    let weights = (parameters * width(cell.variant.dtype)) as u64;
+    start(cell).1.saturating_add(weights.saturating_mul(2))
 }
 
 /// Seconds and bytes of a worker before it loads a model.

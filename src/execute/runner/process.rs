@@ -1,13 +1,13 @@
 //! A runner whose workers are processes; the other files of this folder choose the command.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bounds::limits::LINE;
 use reference::protocol::{Failed, Reply, Request};
-use reference::{Launch, Worker};
+use reference::{Launch, Worker, compiler_caches};
 
 use super::{NoResult, Runner, Session};
 use crate::execute::cell::{Failure, FailureKind};
@@ -29,23 +29,41 @@ pub struct ProcessRunner {
     pub folder: Option<PathBuf>,
     /// Compute threads.
     pub threads: usize,
+    /// [`Runner::is_reusable`].
+    pub reusable: bool,
 }
 
 impl Runner for ProcessRunner {
     fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
-        Ok(Box::new(ProcessSession { worker: self.worker(log)?, stop }))
+        Ok(Box::new(ProcessSession { worker: self.worker(log, None)?, stop }))
+    }
+
+    fn start_with_caches<'a>(
+        &'a self,
+        log: PathBuf,
+        stop: &'a AtomicBool,
+        caches: &Path,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
+        Ok(Box::new(ProcessSession { worker: self.worker(log, Some(caches))?, stop }))
+    }
+
+    fn is_reusable(&self) -> bool {
+        self.reusable
     }
 }
 
 impl ProcessRunner {
-    /// Starts the process.
-    pub(super) fn worker(&self, log: PathBuf) -> Result<Worker, NoResult> {
+    /// Starts the process; the caches of its compilers end with it, unless there is a folder for them.
+    pub(super) fn worker(&self, log: PathBuf, caches: Option<&Path>) -> Result<Worker, NoResult> {
         let mut launch = Launch::program(self.command.clone(), log, self.threads);
         launch.folder.clone_from(&self.folder);
         // candle's matmul and rayon both read this variable.
         launch.variables.push(("RAYON_NUM_THREADS".into(), self.threads.to_string().into()));
         if std::env::var_os(SPIN_LIMIT).is_none() {
             launch.variables.push((SPIN_LIMIT.into(), "1000".into()));
+        }
+        if let Some(caches) = caches {
+            launch.variables.extend(compiler_caches(caches));
         }
         Worker::start(&launch).map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
     }

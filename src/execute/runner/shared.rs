@@ -44,7 +44,7 @@ impl Runner for SharedRunner {
                 })?;
                 worker
             }
-            None => self.runner.worker(log)?,
+            None => self.runner.worker(log, None)?,
         };
         Ok(Box::new(SharedSession { worker: Some(worker), idle: Arc::clone(&self.idle), stop }))
     }

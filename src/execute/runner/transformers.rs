@@ -13,5 +13,5 @@ use super::ProcessRunner;
 /// When the cache cannot be written.
 pub fn runner(environment: &Environment, cache: &Path, threads: usize) -> io::Result<ProcessRunner> {
     let launch = Launch::transformers(environment, cache, PathBuf::new(), threads)?;
-    Ok(ProcessRunner { command: launch.command, folder: launch.folder, threads })
+    Ok(ProcessRunner { command: launch.command, folder: launch.folder, threads, reusable: true })
 }

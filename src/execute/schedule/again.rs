@@ -1,61 +1,162 @@
 //! The last requests to a cell whose logits exist: its tokenizer's ids, and a repeated forward pass in the same and in a
 //! second process.
 //!
-//! A failure here becomes a note and never discards the cell.
+//! Cells of one runner share a second process where its workers can load one model after another: importing transformers
+//! takes longer than a forward pass. A failure here becomes a note and never discards the cell.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use reference::protocol::{Forward, MadeTensor, Prepare, Prepared, Reply, Request, Tokenize, Tokenized};
 
+use super::first::held;
 use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
-use crate::execute::cell::{Outcome, TokenDifference, TokenizerParity};
+use crate::execute::at_once::in_threads;
+use crate::execute::cell::{Completed, Outcome, TokenDifference, TokenizerParity};
 use crate::execute::runner::{NoResult, Session};
 use crate::spec::inputs::Texts;
 use compare::logits::Logits;
 use compare::mask::Mask;
 use compare::repeat::{Noise, Repeat, repeat};
 
+/// A cell whose worker has ended; a second process repeats its forward pass.
+pub(super) struct Repeating<'a> {
+    pub(super) job: Job<'a>,
+    caches: Option<PathBuf>,
+    pub(super) completed: Completed,
+    noise: Noise,
+    interrupted: bool,
+}
+
+/// Cells that share a second process, one after the other.
+type Process<'a> = Vec<Repeating<'a>>;
+
 impl<'a> Schedule<'a> {
-    /// Sends the last requests, ends the worker, repeats the pass in a second process, then writes the record.
-    pub(super) fn conclude(&self, live: Live<'a>, ran: &mut Ran) {
-        let Live { job, mut session, mut completed } = live;
+    /// Sends the last requests, and ends the worker.
+    pub(super) fn close(&self, live: Live<'a>) -> Repeating<'a> {
+        let Live { job, caches, mut session, mut completed } = live;
         let begun = Instant::now();
         let mut noise = Noise::default();
-        let first = self.folder.join(&completed.logits);
-        let second = self.settings.noise.then(|| repeated(&first));
         let mut interrupted = false;
-        let mut note = |what: &str, ended: NoResult| match ended {
-            NoResult::Interrupted => interrupted = true,
-            NoResult::Unsupported(reason) => completed.notes.push(format!("{what}: {reason}")),
-            NoResult::Failed(failure) => completed.notes.push(format!("{what}: {}", failure.reason)),
-        };
-        if let Some(path) = &second {
-            match self.pass(&job, session.as_mut(), path).and_then(|()| compared(&job, &first, path)) {
+        if self.settings.noise {
+            let first = self.folder.join(&completed.logits);
+            let path = repeated(&first);
+            match self.pass(&job, session.as_mut(), &path).and_then(|()| compared(&job, &first, &path)) {
                 Ok(found) => noise.same_process = Some(found),
-                Err(ended) => note("no second pass in the same process", ended),
+                Err(ended) => {
+                    note(&mut completed, "no second pass in the same process", ended, &mut interrupted);
+                }
             }
+            let _ = std::fs::remove_file(path);
+            noise.elapsed_ns = begun.elapsed().as_nanos() as u64;
         }
         if let Some(texts) = job.texts {
             match self.parity(&job, session.as_mut(), texts) {
                 Ok(found) => completed.tokenizer = Some(found),
-                Err(ended) => note("its tokenizer was not compared", ended),
+                Err(ended) => {
+                    note(&mut completed, "its tokenizer was not compared", ended, &mut interrupted);
+                }
             }
         }
         if let Some(wanted) = job.processed {
             match self.processor(&job, session.as_mut(), wanted) {
                 Ok(found) => completed.processor = Some(found),
-                Err(ended) => note("its processor was not compared", ended),
+                Err(ended) => {
+                    note(&mut completed, "its processor was not compared", ended, &mut interrupted);
+                }
             }
         }
         session.end();
-        if let Some(path) = &second {
-            match self.elsewhere(&job, path).and_then(|()| compared(&job, &first, path)) {
-                Ok(found) => noise.second_process = Some(found),
-                Err(ended) => note("no pass in a second process", ended),
+        Repeating { job, caches, completed, noise, interrupted }
+    }
+
+    /// Records a cell whose worker has ended; if a second process is due, as an unfinished one.
+    pub(super) fn closed(&self, cell: Repeating<'a>, repeating: &mut Vec<Repeating<'a>>, ran: &mut Ran) {
+        if self.settings.noise && !cell.interrupted {
+            let unfinished = Some(super::not_finished());
+            let landed = Completed { unfinished, ..cell.completed.clone() };
+            self.keep(&cell.job, Outcome::Completed(landed), ran);
+            repeating.push(cell);
+        } else {
+            self.record(cell, ran);
+        }
+    }
+
+    /// Repeats the forward pass of each cell in a second process, several processes at a time.
+    pub(super) fn second_processes(&self, cells: Vec<Repeating<'a>>, ran: &mut Ran) {
+        if cells.is_empty() {
+            return;
+        }
+        let task = self.progress.task("noise floor", cells.len() as u64);
+        let largest = cells.iter().map(|cell| held(&cell.job, &cell.completed)).max().unwrap_or(0).max(1);
+        let fitting = (self.settings.memory_budget / largest) as usize;
+        let threads = self.settings.first_passes_at_once.min(fitting).max(1);
+        let waiting = Mutex::new(processes(cells).into_iter());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = |cells: Process<'a>| {
+            let names: Vec<String> = names(&cells).collect();
+            task.doing(&names.join(", "));
+            self.second_process(cells)
+        };
+        in_threads(threads, next, work, |cells| {
+            for cell in cells {
+                self.record(cell, ran);
+                task.done_one();
+            }
+        });
+    }
+
+    /// Repeats the forward pass of each cell in one new process, which has ended when this returns.
+    fn second_process(&self, mut cells: Process<'a>) -> Process<'a> {
+        let caches = cells.iter().find_map(|cell| cell.caches.clone());
+        let mut session = None;
+        for cell in &mut cells {
+            let begun = Instant::now();
+            let first = self.folder.join(&cell.completed.logits);
+            let path = repeated(&first);
+            match self
+                .again(&cell.job, caches.as_deref(), &mut session, &path)
+                .and_then(|()| compared(&cell.job, &first, &path))
+            {
+                Ok(found) => cell.noise.second_process = Some(found),
+                Err(ended) => {
+                    // A worker that failed is not asked again.
+                    session = None;
+                    note(&mut cell.completed, "no pass in a second process", ended, &mut cell.interrupted);
+                }
             }
             let _ = std::fs::remove_file(path);
-            noise.elapsed_ns = begun.elapsed().as_nanos() as u64;
+            cell.noise.elapsed_ns += begun.elapsed().as_nanos() as u64;
+        }
+        if let Some(session) = session {
+            session.end();
+        }
+        cells
+    }
+
+    /// As [`Self::pass`], in the process of `session`, which is started if there is none.
+    fn again(
+        &self,
+        job: &Job<'a>,
+        caches: Option<&Path>,
+        session: &mut Option<Box<dyn Session + 'a>>,
+        path: &Path,
+    ) -> Result<(), NoResult> {
+        let session = match session {
+            Some(session) => session,
+            None => session.insert(self.start(job, caches)?),
+        };
+        match session.ask(&Request::Load(job.load.clone()), self.settings.timeout)? {
+            Reply::Ready(_) => self.pass(job, session.as_mut(), path),
+            _ => Err(out_of_turn("load")),
+        }
+    }
+
+    /// Writes the final record of a cell.
+    fn record(&self, cell: Repeating<'a>, ran: &mut Ran) {
+        let Repeating { job, mut completed, noise, interrupted, .. } = cell;
+        if self.settings.noise {
             completed.notes.extend(noise.said());
             completed.noise = Some(noise);
         }
@@ -78,18 +179,6 @@ impl<'a> Schedule<'a> {
             }
             _ => Err(out_of_turn("forward")),
         }
-    }
-
-    /// As [`Self::pass`], in a new worker process that has ended when this returns.
-    fn elsewhere(&self, job: &Job<'a>, path: &Path) -> Result<(), NoResult> {
-        let mut session = self.start(job)?;
-        match session.ask(&Request::Load(job.load.clone()), self.settings.timeout)? {
-            Reply::Ready(_) => {}
-            _ => return Err(out_of_turn("load")),
-        }
-        self.pass(job, session.as_mut(), path)?;
-        session.end();
-        Ok(())
     }
 
     /// The worker's own processor beside the run's inputs.
@@ -121,6 +210,48 @@ impl<'a> Schedule<'a> {
             Reply::Tokenized(tokenized) => Ok(held_against(texts, tokenized)),
             _ => Err(out_of_turn("tokenize")),
         }
+    }
+}
+
+/// The cells by the process that repeats them. A compiler's state outlives the model that it compiled, so a compiled cell is
+/// the last of its process, and finds there what its first process compiled.
+fn processes(cells: Vec<Repeating>) -> Vec<Process> {
+    let mut processes: Vec<Process> = Vec::new();
+    let (compiled, eager): (Process, Process) =
+        cells.into_iter().partition(|cell| cell.job.variant.mode.is_compiled());
+    for cell in eager.into_iter().chain(compiled) {
+        let open = |process: &&mut Process| {
+            process
+                .iter()
+                .all(|known| !known.job.variant.mode.is_compiled() && is_same_worker(&known.job, &cell.job))
+        };
+        match processes.iter_mut().find(open) {
+            Some(process) => process.push(cell),
+            None => processes.push(vec![cell]),
+        }
+    }
+    processes
+}
+
+/// Whether one worker can load the models of both.
+fn is_same_worker(a: &Job, b: &Job) -> bool {
+    match (&a.runner, &b.runner) {
+        // Both are references into the run's runners, so equal addresses are the same runner.
+        (Ok(a), Ok(b)) => a.is_reusable() && std::ptr::addr_eq(*a, *b),
+        _ => false,
+    }
+}
+
+fn names<'c>(cells: &'c [Repeating<'_>]) -> impl Iterator<Item = String> + 'c {
+    cells.iter().map(|cell| cell.job.variant.name())
+}
+
+/// Adds a note about what was not done; an interruption is no note.
+fn note(completed: &mut Completed, what: &str, ended: NoResult, interrupted: &mut bool) {
+    match ended {
+        NoResult::Interrupted => *interrupted = true,
+        NoResult::Unsupported(reason) => completed.notes.push(format!("{what}: {reason}")),
+        NoResult::Failed(failure) => completed.notes.push(format!("{what}: {}", failure.reason)),
     }
 }
 

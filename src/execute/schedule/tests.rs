@@ -19,6 +19,11 @@ struct Stage {
     texts: Option<Texts>,
     stop: AtomicBool,
     quiet_ns: Option<u64>,
+    /// The mode of each cell; eager if there is none.
+    modes: Vec<Mode>,
+    /// Whether the first runner serves every cell.
+    one_runner: bool,
+    expected_bytes: u64,
 }
 
 impl Stage {
@@ -48,12 +53,18 @@ impl Stage {
             texts: None,
             stop: AtomicBool::new(false),
             quiet_ns: None,
+            modes: Vec::new(),
+            one_runner: false,
+            expected_bytes: 0,
         }
     }
 
     /// Runs every scripted worker as one case; returns the result and the records that were kept.
     fn run(&self) -> (Ran, Vec<Cell>) {
-        let variants: Vec<Variant> = self.runners.iter().map(|runner| variant(&runner.name)).collect();
+        let mode = |at: usize| self.modes.get(at).copied().unwrap_or(Mode::Eager);
+        let variants: Vec<Variant> = (self.runners.iter().enumerate())
+            .map(|(at, runner)| Variant { mode: mode(at), ..variant(&runner.name) })
+            .collect();
         let kept: Mutex<Vec<Cell>> = Mutex::default();
         let keep = |cell: &Cell| {
             let mut kept = kept.lock().unwrap();
@@ -79,6 +90,7 @@ impl Stage {
             .zip(&self.runners)
             .map(|(variant, runner)| {
                 std::fs::create_dir_all(self.results.path().join(&variant.version)).unwrap();
+                let runner = if self.one_runner { &self.runners[0] } else { runner };
                 Job {
                     load: load(&variant),
                     variant,
@@ -89,6 +101,7 @@ impl Stage {
                     texts: self.texts.as_ref(),
                     processed: None,
                     notes: vec![],
+                    expected_bytes: self.expected_bytes,
                 }
             })
             .collect();
@@ -228,6 +241,22 @@ fn past_the_memory_budget_groups_share_the_first_cell_as_anchor() {
 }
 
 #[test]
+fn workers_load_at_the_same_time_only_where_all_of_them_fit() {
+    let slow = Script { pause: Duration::from_millis(50), ..good() };
+    let mut stage = Stage::new(["a", "b", "c", "d"].map(|name| (name, slow.clone())).into());
+    stage.settings = Settings { memory_budget: 2500, rounds: 1, first_passes_at_once: 4, ..stage.settings };
+    stage.expected_bytes = 1000;
+    let (_, cells) = stage.run();
+    assert!(cells.iter().all(|cell| completed(cell).unfinished.is_none()));
+    let (mut live, mut most) = (0, 0);
+    for line in stage.journal() {
+        live += i32::from(line.ends_with("load")) - i32::from(line.ends_with("end"));
+        most = most.max(live);
+    }
+    assert_eq!(most, 2, "{:?}", stage.journal());
+}
+
+#[test]
 fn several_variants_are_timed_in_more_rounds_on_a_loaded_machine() {
     let reads = |readings: &[u64]| Script { yardstick_ns: readings.iter().copied().collect(), ..good() };
     let mut stage = Stage::new(vec![("a", reads(&[100, 130])), ("b", reads(&[100, 100, 150]))]);
@@ -315,6 +344,56 @@ fn a_timed_cell_repeats_its_forward_in_the_same_and_in_a_second_process() {
     let folder = stage.results.path().join("a");
     let left: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("again")), "{left:?}");
+}
+
+#[test]
+fn eager_cells_of_one_runner_share_a_second_process_and_a_compiled_one_is_its_last() {
+    use Mode::{Compiled, Eager, Frozen};
+    let check = |reusable: bool, one_runner: bool, expected: &[usize]| {
+        let script = Script { reusable, ..good() };
+        let mut stage = noisy(["a", "b", "c", "d"].map(|name| (name, script.clone())).into());
+        (stage.modes, stage.one_runner) = (vec![Eager, Compiled, Frozen, Eager], one_runner);
+        let (_, cells) = stage.run();
+        for cell in &cells {
+            let noise = completed(cell).noise.as_ref().unwrap();
+            assert!(noise.second_process.is_some_and(|repeat| repeat.bitwise));
+            assert!(completed(cell).unfinished.is_none());
+        }
+        // Loads of each process that is no first process.
+        let mut loads = vec![0];
+        for line in stage.journal() {
+            match line.rsplit(' ').next() {
+                Some("load") => *loads.last_mut().unwrap() += 1,
+                Some("end") => loads.push(0),
+                _ => {}
+            }
+        }
+        assert_eq!(loads[4..loads.len() - 1], *expected, "{:?}", stage.journal());
+        assert!(
+            stage.journal().iter().filter(|line| line.ends_with("with caches")).count() == 4,
+            "both processes of both compiled cells"
+        );
+    };
+    check(true, true, &[3, 1]);
+    check(false, true, &[1, 1, 1, 1]);
+    check(true, false, &[1, 1, 1, 1]);
+}
+
+#[test]
+fn a_second_process_that_fails_is_not_asked_again() {
+    // The first two loads are those of the first processes.
+    let script = Script { reusable: true, lost_at: Some(2), ..good() };
+    let mut stage = noisy(vec![("a", script.clone()), ("b", script)]);
+    stage.one_runner = true;
+    let (_, cells) = stage.run();
+    assert_eq!(completed(&cells[0]).notes, ["no pass in a second process: killed by signal 11"]);
+    assert!(completed(&cells[0]).noise.as_ref().unwrap().second_process.is_none());
+    assert!(
+        completed(&cells[1]).noise.as_ref().unwrap().is_bitwise() && completed(&cells[1]).notes.is_empty()
+    );
+    // A failed worker is dropped and gets no request to end.
+    let count = |what: &str| stage.journal().iter().filter(|line| line.ends_with(what)).count();
+    assert_eq!((count("load"), count("end")), (4, 3), "{:?}", stage.journal());
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub(super) fn content(case: &CaseView, medium: Medium) -> Option<Content> {
         ""
     };
     let text = format!(
-        "Percentiles are interpolated (Hyndman–Fan type 7). The speed-up is the baseline's median over the variant's, with its 95 % bootstrap interval over interleaved rounds.{bars}"
+        "Percentiles are interpolated (Hyndman–Fan type 7). The speed-up is the baseline's median over the variant's, with its 95 % bootstrap interval over interleaved rounds. Variants may load and make their first call at the same time (`first_passes_at_once`), so these two columns are upper bounds.{bars}"
     );
     let blocks = vec![Block::Table(Table::new(COLUMNS, rows)), Block::text(text)];
     Some(Content::titled("Performance Results", blocks))

@@ -1,7 +1,7 @@
 //! A scripted runner inside the test process, for the scheduler's tests.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed, Tokenized};
 
+use crate::execute::cell::FailureKind;
 use crate::execute::runner::{NoResult, Runner, Session};
 
 /// The behaviour of a fake worker on each request.
@@ -18,6 +19,8 @@ pub(super) struct Script {
     pub(super) start: Option<NoResult>,
     /// If set, `load` fails with this.
     pub(super) load: Option<NoResult>,
+    /// If set, this `load` of all workers of its name, counted from 0, ends the worker.
+    pub(super) lost_at: Option<usize>,
     /// How long `load` takes.
     pub(super) pause: Duration,
     /// If set, `forward` fails with this.
@@ -40,6 +43,8 @@ pub(super) struct Script {
     pub(super) logits: Vec<f32>,
     /// Peak memory in the replies, in bytes.
     pub(super) peak_bytes: u64,
+    /// [`Runner::is_reusable`].
+    pub(super) reusable: bool,
 }
 
 /// Requests in their order, over all fake workers that share the journal: `a load`, `a time`, `b end`, …
@@ -56,12 +61,34 @@ pub(super) struct FakeRunner {
     pub(super) journal: Journal,
 }
 
+impl FakeRunner {
+    fn note(&self, what: &str) {
+        let mut journal = self.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        journal.push(format!("{} {what}", self.name));
+    }
+}
+
 impl Runner for FakeRunner {
     fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
         match &self.script.start {
             Some(ended) => Err(ended.clone()),
             None => Ok(Box::new(FakeSession { runner: self.clone(), stop })),
         }
+    }
+
+    fn start_with_caches<'a>(
+        &'a self,
+        log: PathBuf,
+        stop: &'a AtomicBool,
+        _caches: &Path,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
+        let session = self.start(log, stop)?;
+        self.note("start with caches");
+        Ok(session)
+    }
+
+    fn is_reusable(&self) -> bool {
+        self.script.reusable
     }
 }
 
@@ -79,8 +106,7 @@ impl FakeSession<'_> {
     }
 
     fn note(&self, what: &str) {
-        let mut journal = self.runner.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        journal.push(format!("{} {what}", self.runner.name));
+        self.runner.note(what);
     }
 }
 
@@ -96,7 +122,9 @@ impl Session for FakeSession<'_> {
         let script = &mut self.runner.script;
         match request {
             Request::Load(_) => {
-                let ended = script.load.clone();
+                let boom = || NoResult::failed(FailureKind::Crashed, "killed by signal 11");
+                let is_lost = script.lost_at.is_some_and(|at| at == self.count("load"));
+                let ended = self.runner.script.load.clone().or_else(|| is_lost.then(boom));
                 self.note("load");
                 std::thread::sleep(self.runner.script.pause);
                 or_end(ended, Reply::Ready(Ready::default()))
@@ -113,9 +141,8 @@ impl Session for FakeSession<'_> {
                 }
                 let shape = vec![1, 1, logits.len()];
                 if ended.is_none() && !forget {
-                    write_logits(&logits, &forward.logits).map_err(|error| {
-                        NoResult::failed(crate::execute::cell::FailureKind::Exception, error)
-                    })?;
+                    write_logits(&logits, &forward.logits)
+                        .map_err(|error| NoResult::failed(FailureKind::Exception, error))?;
                 }
                 or_end(
                     ended,
@@ -151,9 +178,8 @@ impl Session for FakeSession<'_> {
                 let ended = script.trace.clone();
                 self.note("trace");
                 if ended.is_none() {
-                    std::fs::write(&trace.path, "{\"traceEvents\":[]}").map_err(|error| {
-                        NoResult::failed(crate::execute::cell::FailureKind::Exception, error.to_string())
-                    })?;
+                    std::fs::write(&trace.path, "{\"traceEvents\":[]}")
+                        .map_err(|error| NoResult::failed(FailureKind::Exception, error.to_string()))?;
                 }
                 or_end(ended, Reply::Traced)
             }
