@@ -53,6 +53,13 @@ pub struct Job<'a> {
     pub expected_bytes: u64,
 }
 
+impl Job<'_> {
+    /// Bytes that its worker holds, measured or expected.
+    fn held_bytes(&self, completed: &Completed) -> u64 {
+        completed.peak_bytes.unwrap_or(self.expected_bytes)
+    }
+}
+
 /// How cells are timed and how long they may take.
 #[derive(Clone, Debug)]
 pub struct Settings {

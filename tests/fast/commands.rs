@@ -92,7 +92,9 @@ fn problem(command: &str) -> Option<String> {
     if is_name_alone {
         return None;
     }
-    Cli::try_parse_from(&words).err().map(|error| error.to_string())
+    // Help and versions are shown instead of run.
+    let refused = Cli::try_parse_from(&words).err().filter(clap::Error::use_stderr);
+    refused.map(|error| error.to_string())
 }
 
 #[test]

@@ -17,6 +17,7 @@ fn native() -> ProcessRunner {
         command: vec![env!("CARGO_BIN_EXE_tfcheck").into(), "worker".into()],
         folder: None,
         threads: 1,
+        reusable: true,
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use reference::protocol::{Forward, MadeTensor, Prepare, Prepared, Reply, Request, Tokenize, Tokenized};
 
-use super::first::held;
 use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
 use crate::execute::at_once::in_threads;
 use crate::execute::cell::{Completed, Outcome, TokenDifference, TokenizerParity};
@@ -89,7 +88,7 @@ impl<'a> Schedule<'a> {
             return;
         }
         let task = self.progress.task("noise floor", cells.len() as u64);
-        let largest = cells.iter().map(|cell| held(&cell.job, &cell.completed)).max().unwrap_or(0).max(1);
+        let largest = cells.iter().map(|cell| cell.job.held_bytes(&cell.completed)).max().unwrap_or(0).max(1);
         let fitting = (self.settings.memory_budget / largest) as usize;
         let threads = self.settings.first_passes_at_once.min(fitting).max(1);
         let waiting = Mutex::new(processes(cells).into_iter());

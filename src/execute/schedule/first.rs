@@ -42,11 +42,6 @@ pub(super) fn queue<'a>(jobs: Vec<Job<'a>>, caches: Option<&Path>) -> VecDeque<W
     jobs.into_iter().enumerate().map(waiting).collect()
 }
 
-/// Bytes that the worker of a cell holds, measured or expected.
-pub(super) fn held(job: &Job, completed: &Completed) -> u64 {
-    completed.peak_bytes.unwrap_or(job.expected_bytes)
-}
-
 /// The jobs that wait, and the memory of the workers that are loaded or loading.
 struct Queue<'q, 'a> {
     jobs: &'q mut VecDeque<Waiting<'a>>,
@@ -97,7 +92,7 @@ impl<'a> Schedule<'a> {
         ran: &mut Ran,
     ) {
         let threads = self.settings.first_passes_at_once.clamp(1, jobs.len().max(1));
-        let loaded = group.iter().map(|live| held(&live.job, &live.completed)).collect();
+        let loaded = group.iter().map(|live| live.job.held_bytes(&live.completed)).collect();
         let budget = self.settings.memory_budget;
         let queue = Mutex::new(Queue { jobs, loading: Vec::new(), loaded, budget });
         let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +106,7 @@ impl<'a> Schedule<'a> {
             let name = job.variant.name();
             let ended = self.first(job, caches);
             let bytes = match &ended {
-                First::Live(live) => Some(held(&live.job, &live.completed)),
+                First::Live(live) => Some(live.job.held_bytes(&live.completed)),
                 First::Closed(_) | First::Lost(_) => None,
             };
             queue().ended(&name, bytes);

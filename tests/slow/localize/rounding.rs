@@ -177,6 +177,7 @@ fn native_models_of_one_and_of_two_threads_never_diverge() {
         command: vec![env!("CARGO_BIN_EXE_tfcheck").into(), "worker".into()],
         folder: None,
         threads,
+        reusable: true,
     };
     let settings: Vec<Setting> =
         ["llama:tiny", "gemma2", "qwen3", "mixtral"].map(Setting::new).into_iter().collect();
