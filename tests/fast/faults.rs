@@ -170,7 +170,8 @@ fn a_resumed_run_has_the_cells_of_its_kept_plan_and_an_older_run_those_that_it_l
 #[test]
 fn a_worker_killed_from_outside_is_a_crash_and_not_a_timeout() {
     let sandbox = Sandbox::new();
-    let config = sandbox.workers(&[("hang", "hang"), ("good", "good")], "timeout_s = 60");
+    let config =
+        sandbox.workers(&[("hang", "hang"), ("good", "good")], "timeout_s = 60\nfirst_passes_at_once = 1");
     let results = sandbox.results();
     let child = sandbox
         .command(&["run", config.to_str().unwrap(), "--results", results.to_str().unwrap()])
