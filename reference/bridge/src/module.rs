@@ -18,6 +18,7 @@ mod load;
 mod make;
 mod memory;
 mod output;
+mod paused;
 mod pictures;
 mod processor;
 mod report;

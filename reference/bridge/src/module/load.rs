@@ -14,6 +14,7 @@ use super::auto::{self, Class, Drive};
 use super::failure::Stop;
 use super::float64::{self, Float64};
 use super::inputs::Recipient;
+use super::paused::Paused;
 use super::report::attention_name;
 use super::{compile, ignored, inputs, report};
 use crate::translation::{BY_TRANSFORMERS, Translated, rope_thetas, translate};
@@ -52,6 +53,7 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
         return Err(Stop::unsupported("transformers has no fused mode".into()));
     }
     let config = read_config(&request.checkpoint)?;
+    let paused = Paused::collector(py)?;
     let torch = py.import("torch")?.into_any();
     let said_of_device = settle(py, &torch, request)?;
     let transformers = py.import("transformers")?.into_any();
@@ -100,6 +102,8 @@ pub(super) fn load(py: Python<'_>, request: &Load) -> Result<(Loaded, Ready), St
     };
     let (model, loading) = float64
         .within(py, || {
+            import_model(&class, &config_class);
+            drop(paused);
             class.call_method("from_pretrained", (request.checkpoint.as_os_str(),), Some(&keywords))
         })?
         .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
@@ -296,6 +300,11 @@ fn config_object<'py>(
 /// Whether an auto class has a model for a config's class; it counts as having one if the release does not tell.
 fn has_model(auto: &Bound<'_, PyAny>, config_class: &Bound<'_, PyAny>) -> bool {
     auto.getattr("_model_mapping").and_then(|known| known.contains(config_class)).unwrap_or(true)
+}
+
+/// Imports the module that `from_pretrained` would import. If that fails, `from_pretrained` says why.
+fn import_model(class: &Bound<'_, PyAny>, config_class: &Bound<'_, PyAny>) {
+    let _ = class.getattr("_model_mapping").and_then(|known| known.get_item(config_class));
 }
 
 /// A class of this name: of the package itself, or of a module beside that of the config's class, because the package exports
