@@ -32,7 +32,7 @@ use crate::hunt::diagnose::Diagnosed;
 use crate::hunt::localize::Localized;
 use crate::judge::baseline;
 use crate::judge::exit_code::ExitCode;
-use crate::results::RunFolder;
+use crate::results::{ResultsError, RunFolder};
 use crate::spec::checkpoint;
 use crate::spec::config::{self, Config};
 use crate::spec::inputs;
@@ -388,8 +388,20 @@ fn say(text: &str) -> Result<ExitCode> {
     if answer::add_text(&format!("{}\n", text.trim_end())) {
         return Ok(ExitCode::Agree);
     }
-    match writeln!(std::io::stdout(), "{}", bounds::styled(text.trim_end())) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
-        _ => Ok(ExitCode::Agree),
+    print(format!("{}\n", bounds::styled(text.trim_end())).as_bytes())?;
+    Ok(ExitCode::Agree)
+}
+
+/// Prints bytes as they are. A closed standard output is not an error.
+///
+/// # Errors
+/// When standard output takes no more, such as a file on a full disk.
+pub fn print(bytes: &[u8]) -> Result<()> {
+    let mut output = std::io::stdout();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(ResultsError::Io { action: "write", path: "standard output".into(), cause }.into())
+        }
+        _ => Ok(()),
     }
 }

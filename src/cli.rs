@@ -6,7 +6,9 @@ mod shell;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use bounds::limits::SECONDS;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use reference::protocol::Dtype;
 
 pub use hunt::{Bisect, Diagnose, DtypeName, Localize};
@@ -373,7 +375,7 @@ pub struct GpuCheck {
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: PathBuf,
     /// Time limit in seconds; parts that do not fit are dropped, starting from the last, and listed in the result.
-    #[arg(long, value_name = "SECONDS", default_value_t = GPU_CHECK_SECONDS)]
+    #[arg(long, value_name = "SECONDS", default_value_t = GPU_CHECK_SECONDS, value_parser = seconds())]
     pub seconds: u64,
     /// Run only parts that match this glob, such as `kernels`, `architectures` or `smollm2-*`; repeatable.
     #[arg(long, value_name = "PATTERN")]
@@ -384,6 +386,11 @@ pub struct GpuCheck {
     /// Check correctness on an emulated GPU: the kernels' sources are compiled by this machine's C++ compiler; nothing is timed.
     #[arg(long)]
     pub emulate: bool,
+}
+
+/// Seconds of a wait.
+fn seconds() -> RangedU64ValueParser {
+    value_parser!(u64).range(1..=SECONDS.most)
 }
 
 /// A dtype by the name that tables use.
@@ -402,7 +409,7 @@ pub struct CheckWorker {
     #[arg(long, value_name = "SOURCE", default_value = "synthetic:llama:tiny")]
     pub checkpoint: String,
     /// Seconds that one request may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds())]
     pub timeout: u64,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]

@@ -84,6 +84,7 @@ const WHOLE: &[(&str, u64, Limit)] = &[
     ("max_target_positions", 1, POSITIONS),
     ("relative_attention_num_buckets", 1, POSITIONS),
     ("relative_attention_max_distance", 1, POSITIONS),
+    ("decoder_start_token_id", 0, VOCAB_SIZE),
     ("num_local_experts", 0, EXPERTS),
     ("num_experts", 0, EXPERTS),
     ("num_experts_per_tok", 0, EXPERTS),

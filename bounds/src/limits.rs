@@ -114,9 +114,12 @@ limits! {
     HUB_REDIRECTS = 5, "redirects of a request to a hub";
     HUB_STALL_SECONDS = 15, "seconds in which a hub sends less than 1024 bytes";
     TOKEN_BYTES = 4 * KIB, "characters of HF_TOKEN";
-    PROBE_SECONDS = 20, "seconds in which a Python interpreter describes itself";
+    PROBE_SECONDS = 20, "seconds in which uv, or a Python interpreter, describes itself";
     IMPORT_SECONDS = 600, "seconds in which a Python interpreter imports transformers";
-    PROBE_BYTES = 64 * MIB, "bytes that a Python interpreter writes about itself";
+    PROBE_BYTES = 64 * MIB, "bytes of the output of a program that tfcheck waits for";
+    PROGRAM_SECONDS = 30, "seconds in which nvidia-smi, git, sbatch or squeue answers";
+    BASELINES = 10_000, "baselines of a history";
+    HISTORY_VALUE_BYTES = 64 * MIB, "bytes of a value of a history";
     VOCAB_SIZE = 16 * MIB, "tokens of a vocabulary";
     FEATURES = 16 * MIB, "features of a layer";
     HEADS = 64 * KIB, "attention heads";

@@ -74,6 +74,8 @@ fn limited<'a>(text: &'a str, most: u64, stays: &dyn Fn(char) -> bool) -> Cow<'a
 /// Whether a character controls a terminal, or reorders or hides the text around it.
 pub(crate) fn is_hostile(c: char) -> bool {
     c.is_control()
+        // No characters, which XML cannot hold.
+        || (c as u32 & 0xfffe) == 0xfffe
         || matches!(
             c,
             '\u{61c}'
@@ -83,6 +85,7 @@ pub(crate) fn is_hostile(c: char) -> bool {
                 | '\u{2028}'..='\u{202e}'
                 | '\u{2060}'..='\u{206f}'
                 | '\u{feff}'
+                | '\u{fdd0}'..='\u{fdef}'
                 | '\u{fff9}'..='\u{fffb}'
                 | '\u{e0000}'..='\u{e007f}'
         )
@@ -101,6 +104,7 @@ mod tests {
         check("\u{1b}[2J", "\\u{1b}[2J");
         check("a\nb", "a\\nb");
         check("a\u{202e}b", "a\\u{202e}b");
+        check("\u{ffff}", "\\u{ffff}");
         check("exactly twelve", "exactly twel… (2 more characters)");
         assert_eq!(lines("a\n\tb\r", 9), "a\n\tb\\u{d}");
     }

@@ -1,12 +1,13 @@
-//! Short programs that tfcheck waits for: uv, and interpreters that describe themselves. They have a time limit and an
-//! output limit, and all of them end when tfcheck does.
+//! Programs that tfcheck waits for: uv, git, nvidia-smi, Slurm's, and interpreters that describe themselves. They have a time
+//! limit and an output limit, a request to stop ends the wait, and all of them end when tfcheck does.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,20 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// The programs that run; the flag tells those that lead a process group.
 static RUNNING: Mutex<BTreeSet<(i32, bool)>> = Mutex::new(BTreeSet::new());
+
+/// The flag that a request to stop raises.
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From now on, every wait for a program ends when `stop` is raised.
+pub fn heed(stop: &Arc<AtomicBool>) {
+    // A process has one such flag; a second one, of a test, changes nothing.
+    let _ = STOP.set(Arc::clone(stop));
+}
+
+/// Whether the user asked to stop.
+pub fn is_stopped() -> bool {
+    STOP.get().is_some_and(|stop| stop.load(Ordering::Relaxed))
+}
 
 /// While this exists, [`end_all`] ends the process.
 pub(crate) struct Running((i32, bool));
@@ -47,28 +62,49 @@ pub fn end_all() {
     }
 }
 
-/// What a program wrote before it ended.
-pub(crate) struct Output {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: Vec<u8>,
+/// What a program wrote before it ended, each stream up to [`PROBE_BYTES`].
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
 }
 
-/// Runs a program without input in a process group of its own, which has ended when this returns.
+/// Runs a program without input in a process group of its own, which has ended when this returns. [`Duration::MAX`] is no
+/// limit.
 ///
 /// # Errors
-/// When it cannot be started, or does not end within `limit`.
-pub(crate) fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
+/// When it cannot be started, does not end within `limit`, or the user asks to stop ([`io::ErrorKind::Interrupted`]).
+pub fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    ended(command, limit, &is_stopped)
+}
+
+/// As [`output`], of a program that a request to stop itself makes necessary: only `limit` ends the wait.
+///
+/// # Errors
+/// When it cannot be started or does not end within `limit`.
+pub fn output_after_stop(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    ended(command, limit, &|| false)
+}
+
+fn ended(command: &mut Command, limit: Duration, is_stopped: &dyn Fn() -> bool) -> io::Result<Output> {
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = spawned.spawn()?;
     let id = child.id();
     let _running = Running::new(id, true);
     let (stdout, stderr) = (reading(child.stdout.take()), reading(child.stderr.take()));
-    let deadline = Instant::now() + limit;
+    let begun = Instant::now();
     let ended = loop {
         match child.try_wait()? {
-            Some(status) => break Some(status),
-            None if Instant::now() >= deadline => break None,
+            Some(status) => break Ok(status),
+            None if is_stopped() => break Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
+            None if begun.elapsed() >= limit => {
+                let message = format!("it did not end within {} s", limit.as_secs());
+                break Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
             None => thread::sleep(Duration::from_millis(5)),
         }
     };
@@ -76,10 +112,12 @@ pub(crate) fn output(command: &mut Command, limit: Duration) -> io::Result<Outpu
     if let Some(group) = Pid::from_raw(id.cast_signed()) {
         let _ = kill_process_group(group, Signal::KILL);
     }
-    let Some(status) = ended else {
-        child.wait()?;
-        let seconds = limit.as_secs();
-        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {seconds} s")));
+    let status = match ended {
+        Ok(status) => status,
+        Err(error) => {
+            child.wait()?;
+            return Err(error);
+        }
     };
     let whole = |pipe: Receiver<Vec<u8>>| pipe.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
     Ok(Output { status, stdout: whole(stdout), stderr: whole(stderr) })
@@ -117,8 +155,11 @@ mod tests {
             (Some(3), &b"out\n"[..], &b"err\n"[..])
         );
         let begun = Instant::now();
-        let error = output(&mut shell("sleep 600 & sleep 600"), Duration::from_millis(200)).err().unwrap();
+        let error = output(&mut shell("sleep 600 & sleep 600"), Duration::from_millis(200)).unwrap_err();
         assert_eq!(error.to_string(), "it did not end within 0 s");
+        // A request to stop ends every wait but the one that it makes necessary.
+        let stopped = ended(&mut shell("sleep 600"), Duration::MAX, &|| true).unwrap_err();
+        assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
         // A grandchild that holds the pipes open delays nothing.
         output(&mut shell("sleep 600 & echo"), Duration::from_secs(10)).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5));

@@ -24,6 +24,6 @@ pub use environment::{
     prepare_all, torch_cuda,
 };
 pub use failure::EnvironmentError;
-pub use helper::end_all;
+pub use helper::{Output, end_all, heed, is_stopped, output, output_after_stop};
 pub use source::{Source, SourceError};
 pub use worker::{Launch, Worker, WorkerEnd, compiler_caches};

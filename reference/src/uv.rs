@@ -2,14 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use bounds::limits::{IMPORT_SECONDS, LINES, PROBE_SECONDS};
 
 use crate::Versions;
 use crate::cache::Lock;
 use crate::failure::{EnvironmentError, tail};
-use crate::helper::Running;
+use crate::helper::{self, Running};
 
 /// A uv program that ran `--version` successfully.
 #[derive(Clone, Debug)]
@@ -20,7 +23,7 @@ pub(crate) struct Uv {
 /// A uv command that failed.
 #[derive(Debug)]
 pub(crate) struct UvFailure {
-    /// Everything that uv wrote to standard error.
+    /// The end of what uv wrote to standard error.
     pub(crate) message: String,
 }
 
@@ -111,18 +114,38 @@ impl Uv {
         // These commands print at most one path to stdout, so reading stdout after stderr cannot block on a
         // full pipe.
         if let Some(stderr) = child.stderr.take() {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut stderr = BufReader::new(stderr);
+            while let Some(line) = line_of(&mut stderr) {
                 progress(line.trim());
                 message.push_str(&line);
                 message.push('\n');
+                // The end tells why uv failed; packages that it builds may write any amount.
+                if message.len() > 2 * LINES.most_usize() {
+                    let from = message.ceil_char_boundary(message.len() - LINES.most_usize());
+                    message.drain(..from);
+                }
             }
         }
         if let Some(mut stdout) = child.stdout.take() {
-            let _ = stdout.read_to_string(&mut output);
+            let _ = stdout.by_ref().take(LINES.most).read_to_string(&mut output);
+            let _ = io::copy(&mut stdout, &mut io::sink());
         }
         let status = child.wait().map_err(|error| failed(error.to_string()))?;
         if status.success() { Ok(output) } else { Err(failed(with_status(message, status))) }
     }
+}
+
+/// The next line, of which the part beyond the limit of a line is dropped; `None` at the end.
+fn line_of(pipe: &mut impl BufRead) -> Option<String> {
+    let mut line = Vec::new();
+    let read = pipe.by_ref().take(LINES.most).read_until(b'\n', &mut line).ok()?;
+    if read == 0 {
+        return None;
+    }
+    if line.last() != Some(&b'\n') {
+        pipe.skip_until(b'\n').ok()?;
+    }
+    Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn own_folder(cache: &Path) -> PathBuf {
@@ -130,10 +153,7 @@ fn own_folder(cache: &Path) -> PathBuf {
 }
 
 fn answers(program: &Path) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
+    helper::output(Command::new(program).arg("--version"), Duration::from_secs(PROBE_SECONDS.most))
         .is_ok_and(|output| output.status.success() && output.stdout.starts_with(b"uv "))
 }
 
@@ -143,10 +163,9 @@ fn with_status(message: String, status: ExitStatus) -> String {
 }
 
 fn bootstrap_step(program: &Path, arguments: &[&OsStr]) -> Result<(), EnvironmentError> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().map_err(|error| {
-        EnvironmentError::NoUv {
-            reason: format!("{} could not be started to install it: {error}", program.display()),
-        }
+    let limit = Duration::from_secs(IMPORT_SECONDS.most);
+    let output = helper::output(Command::new(program).args(arguments), limit).map_err(|error| {
+        EnvironmentError::NoUv { reason: format!("{} did not install it: {error}", program.display()) }
     })?;
     if output.status.success() {
         return Ok(());

@@ -10,13 +10,13 @@ use crate::spec::checkpoint;
 use crate::spec::inputs;
 
 /// The exit code of an error: a run that could not be written and a worker that gave no answer are failed cells,
-/// anything else is bad usage.
+/// anything else is bad usage. After a request to stop, any error is an interruption.
 pub fn code_of(report: &Report) -> Option<ExitCode> {
     let is_stopped = report.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(checkpoint::Error::Interrupted))
             || matches!(cause.downcast_ref(), Some(inputs::Error::Interrupted))
     });
-    if is_stopped {
+    if is_stopped || reference::is_stopped() {
         return Some(ExitCode::Interrupted);
     }
     let localize = report.chain().find_map(|cause| cause.downcast_ref::<LocalizeError>());

@@ -66,6 +66,7 @@ fn ignored_signals() -> u64 {
 pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
+    reference::heed(&stop);
     let ignored = ignored_signals();
     for signal in
         [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0)

@@ -68,7 +68,10 @@ pub(super) fn slurm(cli: &Cli, arguments: &cli::Run) -> Result<ExitCode> {
         sharing: sharing.as_ref(),
         ..session.request(&loaded.config, &loaded.text, &plan)
     };
-    let parent = arguments.resume.as_ref().map(|folder| folder.parent().unwrap_or(Path::new(".")));
+    let parent = arguments.resume.as_ref().map(|folder| match folder.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    });
     slurm::run(&SlurmRequest {
         run: &request,
         results: parent.unwrap_or(&arguments.results),

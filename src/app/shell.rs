@@ -1,6 +1,5 @@
 //! Schemas, completions, man pages, and what tfcheck was built with.
 
-use std::io::Write;
 use std::path::Path;
 
 use clap::CommandFactory;
@@ -57,10 +56,8 @@ fn raw(bytes: &[u8]) -> Result<ExitCode> {
     if answer::add_text(&String::from_utf8_lossy(bytes)) {
         return Ok(ExitCode::Agree);
     }
-    match std::io::stdout().write_all(bytes) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).into_diagnostic(),
-        _ => Ok(ExitCode::Agree),
-    }
+    super::print(bytes)?;
+    Ok(ExitCode::Agree)
 }
 
 /// What `--version --verbose` prints.

@@ -50,7 +50,7 @@ pub struct Diagnose {
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
     /// Time limit for each case in seconds; what was found until then is reported.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = super::seconds())]
     pub seconds: u64,
 }
 

@@ -87,7 +87,9 @@ fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
     if log.phases.iter().any(is_known) {
         // Changes found before are reported even if a later search failed.
         context.progress.result(&report::terminal(&log));
-        write_file(&folder.join("bisect.md"), report::markdown(&log).as_bytes())?;
+        // It quotes commits of others.
+        let page = report::markdown(&log);
+        write_file(&folder.join("bisect.md"), bounds::lines(&page, u64::MAX).as_bytes())?;
         context.progress.line(&format!("bisect.md and {} are in {}", record::FILE_NAME, folder.display()));
     }
     if !ended? {

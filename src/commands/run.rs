@@ -37,7 +37,7 @@ pub use diagnose::{WantedDiagnosis, diagnose};
 pub use localize::{Wanted, localize};
 pub use modules::modules;
 pub(crate) use prepare::specification;
-use prepare::{Preparation, PreparedCase};
+use prepare::{Preparation, PreparedCase, Watch};
 pub use relations::relations;
 use runners::Runners;
 pub use share::{Part, Sharing, end_of_run, freeze};
@@ -168,6 +168,9 @@ pub fn run(request: &RunRequest, destination: Destination) -> Result<Finished> {
     }
 }
 
+/// The time after a request to stop in which results are still compared and reported.
+const COMPARING: Duration = Duration::from_secs(8);
+
 /// Compares, localises the diverging pairs (if requested and the run was not interrupted), and reports.
 fn conclude(
     request: &RunRequest,
@@ -179,6 +182,11 @@ fn conclude(
     interrupted: bool,
 ) -> Result<ExitCode> {
     let is_localized = request.localize && !interrupted;
+    // Cells are on disk by now, and a resumed run compares them again.
+    let path = folder.path().display();
+    let what =
+        format!("interrupted while results were compared; complete it with: tfcheck run --resume {path}");
+    let _watch = request.turn.is_none().then(|| Watch::over(request.stop, COMPARING, what));
     // A worker may have changed its logits after its reply.
     let checked = |(case, cells): (&Case, &Vec<Cell>)| {
         let files = folder.case_folder(manifest, &case.name);

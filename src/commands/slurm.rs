@@ -8,9 +8,9 @@ mod script;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bounds::limits::RUN_JSON_BYTES;
+use bounds::limits::{LINE, RUN_JSON_BYTES};
 use compare::units::count;
 use miette::{IntoDiagnostic, Result, WrapErr};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::merge;
 use super::run::{self, RunRequest};
 use crate::execute::progress::Progress;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{Frozen, write_file};
+use crate::results::{Frozen, check_links, write_file};
 use queue::Queue;
 use script::{Batch, Scripts};
 
@@ -61,7 +61,10 @@ impl Submitted {
 pub fn run(request: &SlurmRequest<'_>) -> Result<ExitCode> {
     let progress = request.run.progress;
     let (folder, frozen) = match request.resume {
-        Some(folder) => (folder.to_owned(), Frozen::read(&folder.join("plan.json"))?),
+        Some(folder) => {
+            check_links(folder, 0)?;
+            (folder.to_owned(), Frozen::read(&folder.join("plan.json"))?)
+        }
         None => begun(request)?,
     };
     let folder = std::path::absolute(&folder).into_diagnostic()?;
@@ -157,6 +160,15 @@ fn keep(folder: &Path, submitted: &Submitted, tasks: &str) -> Result<()> {
     Ok(write_file(&folder.join("tasks.tsv"), tasks.as_bytes())?)
 }
 
+/// That a file of the merge cannot be read.
+fn unread(path: &Path, error: &std::io::Error) -> miette::Report {
+    miette::miette!(
+        help = "`tfcheck merge` merges the units that there are",
+        "cannot read {}: {error}",
+        path.display()
+    )
+}
+
 /// Waits for the merge, showing the state of the queue; the exit code is the merge's.
 fn wait(
     request: &SlurmRequest<'_>,
@@ -184,15 +196,16 @@ fn wait(
                 "the job that merges ended without a result"
             );
         }
-        std::thread::sleep(POLL);
+        let until = Instant::now() + POLL;
+        while Instant::now() < until && !request.run.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
     drop(task);
-    let text = bounds::file::read_text(&report, RUN_JSON_BYTES)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot read {}", report.display()))?;
+    let text = bounds::file::read_text(&report, RUN_JSON_BYTES).map_err(|error| unread(&report, &error))?;
     progress.line(&format!("all {} have ended", count(all, "unit")));
     progress.result(&text);
-    let written = bounds::file::read_text(&code, bounds::limits::TOKEN_BYTES).into_diagnostic()?;
+    let written = bounds::file::read_text(&code, LINE).map_err(|error| unread(&code, &error))?;
     Ok(match written.trim() {
         "0" => ExitCode::Agree,
         "1" => ExitCode::Diverged,

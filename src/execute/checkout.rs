@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use bounds::limits::{CONFIG_BYTES, LINE};
+use bounds::limits::{CONFIG_BYTES, LINE, PROGRAM_SECONDS};
 use miette::{Context, IntoDiagnostic, Result};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
@@ -210,7 +210,8 @@ fn check_version(version: &str) -> Result<()> {
 fn commit(folder: &Path) -> Option<String> {
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");
-        let output = git.arg("-C").arg(folder).args(arguments).stdin(Stdio::null()).output().ok()?;
+        let limit = Duration::from_secs(PROGRAM_SECONDS.most);
+        let output = reference::output(git.arg("-C").arg(folder).args(arguments), limit).ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     git(&["ls-files", "--error-unmatch", "Cargo.toml"])?;

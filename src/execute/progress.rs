@@ -168,8 +168,12 @@ impl Progress {
         let text = &*bounds::styled(text);
         self.log(text);
         if self.shows_results && !answer::add_text(text) {
+            let printed = std::io::stdout().write_all(text.as_bytes());
             // A closed standard output is not an error.
-            drop(std::io::stdout().write_all(text.as_bytes()));
+            if let Some(error) = printed.err().filter(|error| error.kind() != std::io::ErrorKind::BrokenPipe)
+            {
+                self.line(&format!("the result cannot be printed: {error}; the reports have it too"));
+            }
         }
     }
 

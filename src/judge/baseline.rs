@@ -25,6 +25,10 @@ use crate::spec::inputs;
 use crate::spec::machine::Machine;
 use compare::units::{bytes, count};
 
+/// Characters of a name in the list of baselines.
+const MOST_SHOWN: u64 = 100;
+/// Baselines that a hint lists.
+const MOST_LISTED: usize = 20;
 /// Folder of the baselines in a results folder.
 const FOLDER: &str = "baselines";
 
@@ -33,7 +37,7 @@ const FOLDER: &str = "baselines";
 pub enum BaselineError {
     /// The name is not a valid folder name.
     #[error("`{name}` is not a valid baseline name")]
-    #[diagnostic(help("start with a letter or digit and use letters, digits and . _ + - only"))]
+    #[diagnostic(help("start with a letter or digit and use at most 100 letters, digits and . _ + -"))]
     Name {
         /// The name that the user gave.
         name: String,
@@ -103,7 +107,7 @@ pub enum BaselineError {
     },
     /// A file operation failed.
     #[error("cannot {action} {}: {cause}", path.display())]
-    #[diagnostic(help("check the path and the disk"))]
+    #[diagnostic(help("{}", atomic::io_hint(cause)))]
     Io {
         /// `read`, `write`, `remove`.
         action: &'static str,
@@ -123,10 +127,13 @@ pub enum BaselineError {
 }
 
 fn there_are(known: &[String]) -> String {
-    match known {
-        [] => "`tfcheck baseline save NAME` saves the newest run as one".into(),
-        _ => format!("there are {}", known.join(", ")),
+    if known.is_empty() {
+        return "`tfcheck baseline save NAME` saves the newest run as one".into();
     }
+    let more = known.len().saturating_sub(MOST_LISTED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let listed: Vec<_> = known.iter().take(MOST_LISTED).map(|name| bounds::shown(name, MOST_SHOWN)).collect();
+    format!("there are {}{more}", listed.join(", "))
 }
 
 /// A saved baseline whose files were verified.
@@ -234,7 +241,7 @@ pub fn save(results: &Path, name: &str, run: Option<&Path>) -> Result<String, Ba
     };
     let before = history.put_baseline(&known)?;
     if let Some(before) = before {
-        remove_folder(results, &before)?;
+        remove_unless_used(&history, results, &before)?;
     }
     let cells = count(copy.logits.len(), "variant");
     Ok(format!("saved {run_name} as baseline `{name}`: {cells} with logits, {}", bytes(copy.bytes)))
@@ -252,7 +259,9 @@ pub fn list(results: &Path) -> Result<String, BaselineError> {
     let here = Machine::detect().fingerprint();
     let rows = baselines.iter().map(|known| {
         let place = if known.fingerprint == here { "this machine" } else { "another machine" };
-        [known.name.clone(), known.run.clone(), known.saved.clone(), bytes(known.bytes), place.to_owned()]
+        // The history is a file that others may have written.
+        let short = |text: &str| bounds::shown(text, MOST_SHOWN).into_owned();
+        [short(&known.name), short(&known.run), short(&known.saved), bytes(known.bytes), place.to_owned()]
     });
     let header = ["name", "run", "saved", "size", "timed on"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(header).chain(rows).collect();
@@ -277,7 +286,7 @@ pub fn remove(results: &Path, name: &str) -> Result<String, BaselineError> {
         folder_of(results, &known)?;
     }
     let known = history.take_baseline(name)?.ok_or_else(|| unknown(&history, name))?;
-    remove_folder(results, &known)?;
+    remove_unless_used(&history, results, &known)?;
     Ok(format!("removed baseline `{name}`, {}", bytes(known.bytes)))
 }
 
@@ -289,8 +298,17 @@ fn folder_of(results: &Path, known: &Known) -> Result<PathBuf, BaselineError> {
     let name = name.filter(|name| atomic::is_component(name)).ok_or_else(refused)?;
     let folder = results.join(FOLDER);
     let path = folder.join(name);
-    let is_link = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
     if is_link(&folder) || is_link(&path) { Err(refused()) } else { Ok(path) }
+}
+
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink())
+}
+
+/// Removes the folder of a baseline that the history has no more, unless another baseline is in it.
+fn remove_unless_used(history: &History, results: &Path, known: &Known) -> Result<(), BaselineError> {
+    let is_used = history.baselines()?.iter().any(|other| other.folder == known.folder);
+    if is_used { Ok(()) } else { remove_folder(results, known) }
 }
 
 fn remove_folder(results: &Path, known: &Known) -> Result<(), BaselineError> {
@@ -322,6 +340,9 @@ fn newest(results: &Path) -> Result<PathBuf, BaselineError> {
 fn vacant(results: &Path, relative: &Path) -> Result<(PathBuf, PathBuf), BaselineError> {
     let io = |path: &Path, cause| BaselineError::Io { action: "create", path: path.to_owned(), cause };
     let parent = results.join(FOLDER);
+    if is_link(&parent) {
+        return Err(ResultsError::Link { path: parent }.into());
+    }
     fs::create_dir_all(&parent).map_err(|source| io(&parent, source))?;
     for attempt in 1.. {
         let relative = match attempt {

@@ -2,15 +2,21 @@
 //!
 //! Several tfcheck processes may write it at once: every change is one immediate transaction, and a process waits
 //! while the file is locked. A file of a newer tfcheck or of another program, and a damaged file, is refused with an
-//! error, never repaired or overwritten.
+//! error, never repaired or overwritten. So is a file with a view, a trigger or other columns in place of tfcheck's own
+//! tables: they are SQL of others, which would run.
 
 mod costs;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bounds::limits::{BASELINES, HISTORY_VALUE_BYTES};
 use miette::Diagnostic;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 use thiserror::Error;
 
 use crate::execute::cell::{Cell, Outcome};
@@ -27,8 +33,9 @@ pub const FILE_NAME: &str = "history.sqlite";
 pub const SCHEMA_VERSION: i64 = 1;
 /// `tfck`, in the file's `application_id`: distinguishes it from other SQLite files.
 const APPLICATION: i64 = 0x7466_636b;
-/// How long one process waits for another's transaction.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How often one process tries again while another's transaction goes on, and the pause before each attempt: 20 s in all.
+const ATTEMPTS: i32 = 400;
+const PAUSE: Duration = Duration::from_millis(50);
 
 const TABLES: &str = "
     CREATE TABLE baselines (
@@ -165,14 +172,19 @@ impl History {
         let path = results.join(FILE_NAME);
         let unusable = |reason: String| HistoryError::Unusable { path: path.clone(), reason };
         std::fs::create_dir_all(results).map_err(|error| unusable(error.to_string()))?;
-        if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(unusable("it is not a regular file".to_owned()));
+        // SQLite opens the three others by itself.
+        for suffix in ["", "-journal", "-wal", "-shm"] {
+            let file = results.join(format!("{FILE_NAME}{suffix}"));
+            if file.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
+                return Err(unusable(format!("{FILE_NAME}{suffix} is not a regular file")));
+            }
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection =
             Connection::open_with_flags(&path, flags).map_err(|error| unusable(error.to_string()))?;
+        guard(&connection).map_err(|error| unusable(error.to_string()))?;
         let mut history = Self { path, connection };
         history.prepare()?;
         Ok(history)
@@ -180,7 +192,7 @@ impl History {
 
     /// Creates the tables of a new file; refuses a file of another program.
     fn prepare(&mut self) -> Result<(), HistoryError> {
-        self.connection.busy_timeout(PATIENCE).map_err(|error| self.error(&error))?;
+        self.connection.busy_handler(Some(waits)).map_err(|error| self.error(&error))?;
         let path = self.path.clone();
         let named = |error: rusqlite::Error| named(&path, &error);
         let begun =
@@ -190,6 +202,11 @@ impl History {
         let (application, version) = (number("application_id")?, number("user_version")?);
         let tables: i64 =
             begun.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(named)?;
+        if let Some(name) = foreign_sql(&begun).map_err(named)? {
+            let reason =
+                format!("`{}` in it is not tfcheck's", bounds::shown(&name, bounds::limits::LINE.most));
+            return Err(HistoryError::Damaged { path, reason });
+        }
         match (application, version) {
             (0, 0) if tables == 0 => {
                 begun.execute_batch(TABLES).map_err(named)?;
@@ -326,6 +343,14 @@ impl History {
     /// # Errors
     /// When the file cannot be read.
     pub fn baselines(&self) -> Result<Vec<Known>, HistoryError> {
+        let count: i64 = self
+            .connection
+            .query_row("SELECT count(*) FROM baselines", [], |row| row.get(0))
+            .map_err(|error| self.error(&error))?;
+        BASELINES.check(count.max(0) as u64).map_err(|exceeded| HistoryError::Damaged {
+            path: self.path.clone(),
+            reason: format!("it has {exceeded}"),
+        })?;
         let read = || {
             let mut statement = self.connection.prepare(&format!("{SELECT} ORDER BY name"))?;
             statement.query_map([], known)?.collect::<Result<Vec<_>, _>>()
@@ -390,6 +415,57 @@ impl History {
     fn error(&self, error: &rusqlite::Error) -> HistoryError {
         named(&self.path, error)
     }
+}
+
+/// Whether to wait for another process's transaction after so many attempts. A request to stop ends the wait.
+fn waits(attempts: i32) -> bool {
+    let goes_on = attempts < ATTEMPTS && !reference::is_stopped();
+    if goes_on {
+        std::thread::sleep(PAUSE);
+    }
+    goes_on
+}
+
+/// Settings of SQLite for a file that others may have made: no view, trigger or function in its schema runs, and no value is
+/// larger than its limit.
+fn guard(connection: &Connection) -> rusqlite::Result<()> {
+    for (setting, value) in [
+        (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+        (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+    ] {
+        connection.set_db_config(setting, value)?;
+    }
+    let most = i32::try_from(HISTORY_VALUE_BYTES.most).unwrap_or(i32::MAX);
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, most).map(drop)
+}
+
+/// The first object of the schema that SQL of others made: a trigger, or one that has the name of a table of ours or is an
+/// index of it, and is not as we make it. Tables of other names are never read: a newer tfcheck may have added them.
+fn foreign_sql(begun: &Transaction<'_>) -> rusqlite::Result<Option<String>> {
+    let own: Vec<String> =
+        [TABLES, YARDSTICK, costs::TABLE].iter().flat_map(|sql| sql.split(';')).map(in_one_form).collect();
+    let is_ours = |table: &str| {
+        ["baselines", "cells", "yardstick", "costs"].iter().any(|name| table.eq_ignore_ascii_case(name))
+    };
+    let mut statement = begun.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let [kind, name, table]: [String; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+        let sql: Option<String> = row.get(3)?;
+        // An index that SQLite makes for a primary key has no SQL.
+        let is_as_made = sql.is_none_or(|sql| own.contains(&in_one_form(&sql)));
+        if kind == "trigger" || ((is_ours(&table) || is_ours(&name)) && !is_as_made) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// SQL without line ends and indentation, as SQLite keeps it.
+fn in_one_form(sql: &str) -> String {
+    sql.split_whitespace().collect::<Vec<_>>().join(" ").replace("TABLE IF NOT EXISTS", "TABLE")
 }
 
 const SELECT: &str = "SELECT name, run, folder, saved, fingerprint, bytes, files FROM baselines";

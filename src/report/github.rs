@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 
 use super::Source;
 use super::document::Medium;
-use super::markdown::{paragraph, section};
+use super::markdown::{paragraph, plain, section};
 use super::sections::{Part, document};
 use crate::execute::progress::Progress;
 use crate::judge::gates::Judged;
@@ -17,7 +18,7 @@ const NAMED: usize = 3;
 /// Appends to the file that `GITHUB_STEP_SUMMARY` names, and annotates where `GITHUB_ACTIONS` is `true`.
 pub fn publish(source: &Source<'_>, progress: &Progress) {
     if let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) {
-        let file = std::fs::File::options().create(true).append(true).open(&path);
+        let file = bounds::file::append(Path::new(&path));
         if let Err(error) = file.and_then(|mut file| file.write_all(step_summary(source).as_bytes())) {
             progress.line(&format!("no step summary: {}: {error}", path.display()));
         }
@@ -39,7 +40,7 @@ pub fn step_summary(source: &Source<'_>) -> String {
             Part::Run(content) => section(&mut text, "###", &content),
             Part::Case(case, contents) => {
                 paragraph(&mut text, &format!("### {}", case.name));
-                paragraph(&mut text, &format!("{}; {}", case.checkpoint, case.inputs));
+                paragraph(&mut text, &format!("{}; {}", plain(&case.checkpoint), plain(&case.inputs)));
                 for content in &contents {
                     section(&mut text, "####", content);
                 }

@@ -173,8 +173,9 @@ fn number(value: f64) -> Value {
     rounded.map_or_else(|| value.to_string().into(), Value::Number)
 }
 
-/// Escapes text for HTML content and attribute values.
+/// Escapes text for HTML content and attribute values; control characters become visible.
 pub(super) fn escape(text: &str) -> String {
+    let text = bounds::lines(text, u64::MAX);
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -2,6 +2,8 @@
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
+use bounds::limits::LINES;
+
 use super::{Report, Source};
 use crate::execute::cell::Outcome;
 use crate::judge::gates::GateResult;
@@ -33,8 +35,10 @@ impl Report for Junit {
                         let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
                         status
                             .set_type(failure.kind.words())
-                            .set_message(failure.reason.clone())
-                            .set_description(format!("{}\n{}", failure.detail, failure.log_tail).trim());
+                            .set_message(text(&failure.reason))
+                            .set_description(text(
+                                format!("{}\n{}", failure.detail, failure.log_tail).trim(),
+                            ));
                         status
                     }
                 };
@@ -53,7 +57,7 @@ impl Report for Junit {
                     Decision::Identical | Decision::SameMathematics => TestCaseStatus::success(),
                     Decision::WorseRounding { .. } | Decision::Diverged | Decision::Incomparable { .. } => {
                         let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-                        status.set_type(verdict.decision.word()).set_message(verdict.evidence.clone());
+                        status.set_type(verdict.decision.word()).set_message(text(&verdict.evidence));
                         status
                     }
                     Decision::NotRun { reason } => skipped(reason),
@@ -77,7 +81,10 @@ fn gates(gates: &[GateResult]) -> TestSuite {
                 let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
                 let failed: Vec<String> =
                     gate.failed().map(|(subject, why)| format!("{subject}: {why}")).collect();
-                status.set_type("gate").set_message(gate.text(1)).set_description(failed.join("\n"));
+                status
+                    .set_type("gate")
+                    .set_message(text(&gate.text(1)))
+                    .set_description(text(&failed.join("\n")));
                 status
             }
             "unknown" => skipped(&gate.text(1)),
@@ -92,6 +99,11 @@ fn gates(gates: &[GateResult]) -> TestSuite {
 
 fn skipped(message: &str) -> TestCaseStatus {
     let mut status = TestCaseStatus::skipped();
-    status.set_message(message.to_owned());
+    status.set_message(text(message));
     status
+}
+
+/// Foreign text without characters that XML cannot hold.
+fn text(foreign: &str) -> String {
+    bounds::lines(foreign, LINES.most).into_owned()
 }

@@ -1,5 +1,6 @@
 //! `summary.md`: every section as Markdown.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::document::{Block, Content, Entry, Item, Medium, Row, Span, Table};
@@ -25,7 +26,8 @@ impl Report for Markdown {
                 Part::Run(content) => section(&mut text, "##", &content),
                 Part::Case(case, contents) => {
                     paragraph(&mut text, &format!("## {}", case.name));
-                    paragraph(&mut text, &format!("Checkpoint {}; inputs {}.", case.checkpoint, case.inputs));
+                    let (checkpoint, inputs) = (plain(&case.checkpoint), plain(&case.inputs));
+                    paragraph(&mut text, &format!("Checkpoint {checkpoint}; inputs {inputs}."));
                     for content in &contents {
                         section(&mut text, "###", content);
                     }
@@ -85,19 +87,45 @@ pub(super) fn paragraph(text: &mut String, content: &str) {
 
 fn inline(spans: &[Span]) -> String {
     let one = |span: &Span| match span {
-        Span::Plain(text) | Span::Toned(text, _) => text.clone(),
-        Span::Strong(text) => format!("**{text}**"),
+        Span::Plain(text) | Span::Toned(text, _) => plain(text).into_owned(),
+        Span::Strong(text) => format!("**{}**", plain(text)),
     };
     spans.iter().map(one).collect()
+}
+
+/// Text in which no `<` begins an HTML tag: Markdown passes tags on, also those of a worker's message. Code between backticks
+/// stays as it is; where backticks are not in pairs, apostrophes replace them, so that no text decides how another one is read.
+pub(super) fn plain(text: &str) -> Cow<'_, str> {
+    let begins_tag = |rest: &str| rest.starts_with(|c: char| c.is_ascii_alphabetic() || "/!?".contains(c));
+    let is_paired = text.matches('`').count().is_multiple_of(2)
+        && !["``", "\\`", "\n"].iter().any(|part| text.contains(part));
+    let is_paired = is_paired || !text.contains('`');
+    if is_paired && !text.match_indices('<').any(|(at, _)| begins_tag(&text[at + 1..])) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    let mut is_code = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            '`' if is_paired => {
+                is_code = !is_code;
+                escaped.push(c);
+            }
+            '`' => escaped.push('\''),
+            '<' if !is_code && begins_tag(&text[at + 1..]) => escaped.push_str("&lt;"),
+            _ => escaped.push(c),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 fn list_item(text: &mut String, item: &Item) {
     line(text, &format!("- {}", inline(&item.text)));
     if let Some(below) = &item.below {
-        line(text, &format!("  {below}"));
+        line(text, &format!("  {}", plain(below)));
     }
     for item in &item.items {
-        line(text, &format!("  - {item}"));
+        line(text, &format!("  - {}", plain(item)));
     }
 }
 
@@ -105,12 +133,12 @@ fn list_entry(text: &mut String, entry: &Entry) {
     for head in &entry.heads {
         line(text, &format!("- {}", inline(head).trim()));
     }
-    line(text, &format!("  {}", entry.text));
+    line(text, &format!("  {}", plain(&entry.text)));
 }
 
 /// A pipe table, padded so that the source reads as a table too. A short row is completed with dashes.
 fn table(text: &mut String, table: &Table) {
-    let clean = |cell: &str| cell.replace('|', "\\|").replace(['\n', '\r'], " ");
+    let clean = |cell: &str| plain(cell).replace('|', "\\|").replace(['\n', '\r'], " ");
     let header: Vec<String> = table.columns.iter().map(|column| clean(&column.title)).collect();
     let row = |row: &Row| {
         let mut row: Vec<String> = row.cells.iter().map(|cell| clean(&cell.text)).collect();
@@ -138,4 +166,20 @@ fn table(text: &mut String, table: &Table) {
 
 fn line(text: &mut String, content: &str) {
     writeln!(text, "{content}").expect("a String takes every write");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_text_holds_no_tag() {
+        assert_eq!(plain("a < b, 1<2"), "a < b, 1<2");
+        assert_eq!(plain("<script>x</script>"), "&lt;script>x&lt;/script>");
+        assert_eq!(plain("\\<b>"), "\\&lt;b>");
+        // A tag in code is text, unless the backticks are no pair.
+        assert_eq!(plain("the token `<s>`, <b>"), "the token `<s>`, &lt;b>");
+        assert_eq!(plain("a ` b"), "a ' b");
+        assert_eq!(plain("` a `` <b> ```"), "' a '' &lt;b> '''");
+    }
 }

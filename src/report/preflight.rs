@@ -7,6 +7,9 @@ use crate::judge::view::{CaseView, RunView};
 use crate::spec::variant::Variant;
 use compare::metrics::{self, Side};
 
+/// Names that a report lists.
+const MOST_NAMES: usize = 1000;
+
 /// A part of a checkpoint that a variant may leave unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -85,18 +88,23 @@ impl EnvironmentPair {
 /// that cannot tell are not counted, and ids of special tokens are left out: no logit depends on them.
 pub(crate) fn partly_read(run: &RunView, part: Part) -> Vec<PartlyRead> {
     let mut found: Vec<PartlyRead> = Vec::new();
+    let mut known: HashSet<(&str, &str)> = HashSet::new();
     for case in &run.cases {
-        let told: Vec<(&String, &Vec<String>)> = case
+        // A worker may list a million names.
+        let told: Vec<(&String, HashSet<&str>)> = case
             .cells
             .iter()
             .filter_map(|cell| match &cell.outcome {
-                Outcome::Completed(completed) => Some((&cell.variant.version, part.unread(completed)?)),
+                Outcome::Completed(completed) => {
+                    let unread = part.unread(completed)?.iter().map(String::as_str).collect();
+                    Some((&cell.variant.version, unread))
+                }
                 _ => None,
             })
             .collect();
-        let keys = told.iter().flat_map(|(_, keys)| keys.iter());
-        let mut keys: Vec<&String> = keys.filter(|key| !key.ends_with("_token_id")).collect();
-        keys.sort();
+        let keys = told.iter().flat_map(|(_, keys)| keys.iter().copied());
+        let mut keys: Vec<&str> = keys.filter(|key| !key.ends_with("_token_id")).collect();
+        keys.sort_unstable();
         keys.dedup();
         for key in keys {
             let names = |ignores: bool| -> Vec<String> {
@@ -111,18 +119,22 @@ pub(crate) fn partly_read(run: &RunView, part: Part) -> Vec<PartlyRead> {
             };
             let (ignored_by, not_ignored_by) = (names(true), names(false));
             // All cases of one checkpoint give the same result.
-            let is_known =
-                found.iter().any(|known| (&known.checkpoint, &known.name) == (&case.checkpoint, key));
-            if !not_ignored_by.is_empty() && !is_known {
+            if !not_ignored_by.is_empty() && known.insert((&case.checkpoint, key)) {
                 found.push(PartlyRead {
                     part,
                     checkpoint: case.checkpoint.clone(),
-                    name: key.clone(),
+                    name: key.to_owned(),
                     ignored_by,
                     not_ignored_by,
                 });
             }
         }
+    }
+    let more = found.len().saturating_sub(MOST_NAMES);
+    if more > 0 {
+        found.truncate(MOST_NAMES);
+        let last = found.last().cloned();
+        found.extend(last.map(|last| PartlyRead { name: format!("… ({more} more)"), ..last }));
     }
     found
 }

@@ -58,6 +58,15 @@ pub enum ResultsError {
         /// The name, fit to be shown.
         name: String,
     },
+    /// The config in the run's files has a size or a tolerance beyond its limit.
+    #[error("the config in {} cannot be used: {problem}", path.display())]
+    #[diagnostic(help("the run was changed or made by another program: start a new run"))]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        problem: String,
+    },
     /// Two cases, or two variants of a case, have one name.
     #[error("{} names {what} `{name}` twice", path.display())]
     #[diagnostic(help("the run was changed or made by another program: do not use it"))]
@@ -71,15 +80,15 @@ pub enum ResultsError {
     },
     /// A frozen plan cannot be used.
     #[error("{} {problem}", path.display())]
-    #[diagnostic(help("make a new plan with `tfcheck plan --json`"))]
+    #[diagnostic(help("name a plan that `tfcheck plan --json` printed, or make a new one"))]
     Plan {
         /// The file.
         path: PathBuf,
         /// What is wrong with it, as a predicate.
         problem: String,
     },
-    /// The folder holds a symbolic link, through which something outside would be written.
-    #[error("{} is a symbolic link, and tfcheck writes no run through links", path.display())]
+    /// The folder holds a symbolic link, through which something outside would be read or written.
+    #[error("{} is a symbolic link, and tfcheck follows no link of a run", path.display())]
     #[diagnostic(help("remove the link: a run folder holds files and folders only"))]
     Link {
         /// The link.
@@ -108,11 +117,18 @@ fn io_hint(cause: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some space, then complete the run with `tfcheck run --resume RUN`: finished cells are kept"
         }
+        io::ErrorKind::FileTooLarge if cause.raw_os_error().is_some() => {
+            "raise the limit on the size of a file (ulimit -f), then complete the run with `tfcheck run --resume RUN`"
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "check the folder's owner and mode, or name another with --results"
+            "check the folder's owner and mode, or name another folder"
         }
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-            "a file is in the way of a folder: name another with --results"
+            "a file is in the way of a folder: name another folder"
+        }
+        // `bounds::file` opens regular files only.
+        io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => {
+            "put a regular file in its place, or remove it"
         }
         _ => "check the path and the disk",
     }

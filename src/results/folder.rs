@@ -62,32 +62,24 @@ impl RunFolder {
     /// # Errors
     /// When the folder holds no run or another tfcheck process writes to it.
     pub fn resume(path: &Path) -> Result<Self, ResultsError> {
-        Self::open(path)?;
-        Self::lock(path.to_owned())
+        let folder = Self::open(path)?;
+        Self::lock(folder.path)
     }
 
     /// Opens a run to read it.
     ///
     /// # Errors
-    /// When the folder holds no run.
+    /// When the folder holds no run, cannot be listed, or contains a symbolic link, through which a file outside of it would
+    /// be read.
     pub fn open(path: &Path) -> Result<Self, ResultsError> {
-        if !path.join(MANIFEST).is_file() {
+        if path.join(MANIFEST).symlink_metadata().is_err() {
             return Err(ResultsError::NotARun { path: path.to_owned() });
         }
+        check_links(path, 0)?;
         Ok(Self { path: path.to_owned(), lock: None })
     }
 
-    /// The folder if it contains no symbolic link, through which a file outside of it would be read.
-    ///
-    /// # Errors
-    /// When it contains one or cannot be listed.
-    pub fn without_links(self) -> Result<Self, ResultsError> {
-        check_links(&self.path, 0)?;
-        Ok(self)
-    }
-
     fn lock(path: PathBuf) -> Result<Self, ResultsError> {
-        check_links(&path, 0)?;
         let file = path.join(LOCK);
         let lock = bounds::file::lockable(&file).map_err(|source| io_error("create", &file, source))?;
         match lock.try_lock() {
@@ -353,8 +345,11 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ResultsEr
     serde_json::from_slice(&bytes).map_err(|cause| ResultsError::Record { path: path.to_owned(), cause })
 }
 
-/// Refuses a manifest whose names lead out of the run: they become files and folders.
+/// Refuses a manifest whose config is beyond the limits, or whose names lead out of the run: they become files and folders.
 pub(super) fn check_names(path: &Path, manifest: &Manifest) -> Result<(), ResultsError> {
+    if let Some(problem) = manifest.config.beyond_limits() {
+        return Err(ResultsError::Config { path: path.to_owned(), problem });
+    }
     let variants = manifest.cases.iter().flat_map(|case| &case.variants);
     let names = std::iter::once(("the time stamp", manifest.stamp.clone()))
         .chain(manifest.cases.iter().map(|case| ("the case", case.name.clone())))
@@ -382,7 +377,7 @@ fn repeated(names: impl Iterator<Item = String>) -> Option<String> {
 }
 
 /// Refuses symbolic links in a run folder. Its files lie at most three folders deep.
-fn check_links(folder: &Path, depth: usize) -> Result<(), ResultsError> {
+pub(crate) fn check_links(folder: &Path, depth: usize) -> Result<(), ResultsError> {
     let entries = fs::read_dir(folder).map_err(|source| io_error("read", folder, source))?;
     for entry in entries.flatten() {
         let path = entry.path();

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{RunFolder, check_names, read_json};
 use super::{Manifest, ResultsError, SCHEMA_VERSION};
+use crate::spec::atomic;
 use crate::spec::machine::hex;
 use crate::spec::plan::PlanError;
 use crate::spec::units::Unit;
@@ -110,7 +111,15 @@ impl Frozen {
     /// # Errors
     /// When the file cannot be read, is newer than this tfcheck, does not have its own digest, or contradicts itself.
     pub fn read(path: &Path) -> Result<Self, ResultsError> {
-        let frozen: Self = read_json(path)?;
+        let frozen: Self = read_json(path).map_err(|error| match error {
+            ResultsError::Io { action: "read", path, cause } => {
+                ResultsError::Plan { path, problem: format!("cannot be read as a plan: {cause}") }
+            }
+            ResultsError::Record { path, cause } => {
+                ResultsError::Plan { path, problem: format!("is no plan: {cause}") }
+            }
+            error => error,
+        })?;
         if frozen.schema_version > SCHEMA_VERSION {
             return Err(ResultsError::Newer { path: path.to_owned(), found: frozen.schema_version });
         }
@@ -118,6 +127,11 @@ impl Frozen {
         let refused = |problem: String| ResultsError::Plan { path: path.to_owned(), problem };
         if frozen.computed_digest() != frozen.digest {
             return Err(refused("was changed: it does not have the digest that it states".to_owned()));
+        }
+        let names = frozen.units.iter().flat_map(|unit| [&unit.name, &unit.device]);
+        if let Some(name) = names.into_iter().find(|name| !atomic::is_component(name)) {
+            let name = bounds::shown(name, 200);
+            return Err(refused(format!("is damaged: a unit is called `{name}`, which is not a file name")));
         }
         let plan = frozen.run.plan.clone().ok_or_else(|| refused("lists no cells".to_owned()))?;
         let checked = plan.checked(&frozen.run.config);

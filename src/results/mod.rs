@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::execute::cell::SCHEMA_VERSION;
 pub use error::ResultsError;
+pub(crate) use folder::check_links;
 pub use folder::{RunFolder, write_file};
 pub use frozen::{Built, Frozen, Locked, Share, plan_schema};
 

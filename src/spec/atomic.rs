@@ -49,8 +49,15 @@ pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
 pub(crate) fn io_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there, then run again",
+        io::ErrorKind::FileTooLarge if error.raw_os_error().is_none() => "name a smaller file",
+        io::ErrorKind::FileTooLarge => "raise the limit on the size of a file (ulimit -f), then run again",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "check the owner and the mode of the file and its folder"
+        }
+        // `bounds::file` opens regular files only.
+        io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => "put a regular file in its place",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "a file is where a folder belongs: name another folder (TFCHECK_CACHE and HF_HUB_CACHE name the caches)"
         }
         _ => "check the path and the disk",
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use bounds::limits::PROGRAM_SECONDS;
 use models::cuda::driver::{Missing, Needed, device_count, installed};
 
 use serde::{Deserialize, Serialize};
@@ -181,9 +183,10 @@ fn git_state(folder: &Path) -> Option<String> {
     Some(if changes.is_empty() { head } else { format!("{head}-dirty") })
 }
 
-/// Lines of a program's output; `None` if it does not exist or fails.
+/// Lines of a program's output; `None` if it does not exist, fails or does not answer in time.
 fn lines(program: &str, arguments: &[&str]) -> Option<Vec<String>> {
-    let output = Command::new(program).args(arguments).stdin(std::process::Stdio::null()).output().ok()?;
+    let limit = Duration::from_secs(PROGRAM_SECONDS.most);
+    let output = reference::output(Command::new(program).args(arguments), limit).ok()?;
     output
         .status
         .success()

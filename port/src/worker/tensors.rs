@@ -49,6 +49,9 @@ pub fn device(name: &str) -> Result<Device, Failed> {
 /// When the file cannot be read. Inputs without any tokens are unsupported.
 pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
     let mut tensors = candle_core::safetensors::load(path, device).map_err(failure)?;
+    for name in [INPUT_IDS, DECODER_INPUT_IDS, POSITION_IDS] {
+        tensors.get(name).map_or(Ok(()), |tensor| check_whole(name, tensor))?;
+    }
     let pictures = || {
         let pictures = tensors.get(PIXEL_VALUES)?.dims().first().copied()?;
         Some(Tensor::zeros((pictures, 1), DType::I64, device))
@@ -69,6 +72,21 @@ pub fn inputs(path: &Path, device: &Device) -> Result<FileInputs, Failed> {
             .collect(),
         input_ids,
     })
+}
+
+/// Refuses numbers that u32 cannot hold, which candle would wrap, and the largest one, at which its embedding is 0.
+fn check_whole(name: &str, tensor: &Tensor) -> Result<(), Failed> {
+    if tensor.dtype() != DType::I64 {
+        return Ok(());
+    }
+    let host = tensor.flatten_all().and_then(|tensor| tensor.to_device(&Device::Cpu));
+    let values = host.and_then(|tensor| tensor.to_vec1::<i64>()).map_err(failure)?;
+    match values.iter().find(|value| !(0..i64::from(u32::MAX)).contains(*value)) {
+        Some(value) => Err(exception(format!(
+            "`{name}` of the inputs holds {value}, which is neither an id nor a position"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The content of an inputs file; tokens are i64 `[batch, seq]`.

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::str::FromStr;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use bounds::limits::PROGRAM_SECONDS;
 use serde::{Deserialize, Serialize};
 
-use crate::Versions;
+use crate::{Versions, helper};
 
 /// Source of the torch wheels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -56,10 +57,7 @@ impl fmt::Display for TorchBackend {
 pub(super) fn gpu_found() -> bool {
     // Reading the driver's folder takes microseconds, nvidia-smi up to a second.
     Path::new("/proc/driver/nvidia/version").exists()
-        || Command::new("nvidia-smi")
-            .arg("-L")
-            .stdin(Stdio::null())
-            .output()
+        || helper::output(Command::new("nvidia-smi").arg("-L"), Duration::from_secs(PROGRAM_SECONDS.most))
             .is_ok_and(|output| output.status.success() && output.stdout.starts_with(b"GPU"))
 }
 

@@ -27,6 +27,8 @@ pub(super) fn within_limits(reply: Reply) -> Result<Reply, String> {
             ..ready
         }),
         Reply::Forwarded(mut forwarded) => {
+            check_axes(&forwarded.shape)?;
+            forwarded.outputs.iter().try_for_each(|output| check_axes(&output.shape))?;
             forwarded.outputs.truncate(OUTPUTS);
             for output in &mut forwarded.outputs {
                 output.name = short(&output.name);
@@ -49,7 +51,11 @@ pub(super) fn within_limits(reply: Reply) -> Result<Reply, String> {
         }
         Reply::Failed(failed) => Reply::Failed(Failed {
             error: short(&failed.error),
-            message: lines(&failed.message, LINE.most).into_owned(),
+            message: if failed.message.trim().is_empty() && failed.error.is_empty() {
+                "the worker gives no reason".to_owned()
+            } else {
+                lines(&failed.message, LINE.most).into_owned()
+            },
             traceback: lines(&failed.traceback, LINES.most).into_owned(),
             ..failed
         }),
@@ -74,7 +80,15 @@ fn check(tensor: &CapturedTensor) -> Result<(), String> {
     }
 }
 
+fn check_axes(shape: &[usize]) -> Result<(), String> {
+    if shape.len() > AXES {
+        return Err(format!("it names a tensor of {} axes, and tfcheck accepts at most {AXES}", shape.len()));
+    }
+    Ok(())
+}
+
 fn check_shape(shape: &[usize]) -> Result<(), String> {
+    check_axes(shape)?;
     let bytes = shape.iter().try_fold(8_u64, |bytes, length| bytes.checked_mul(*length as u64));
     let most = STORED_TENSOR_BYTES;
     let is_within = bytes.is_some_and(|bytes| most.check(bytes).is_ok());
@@ -86,6 +100,8 @@ fn check_shape(shape: &[usize]) -> Result<(), String> {
     }
 }
 
+/// Most axes of a tensor.
+const AXES: usize = 64;
 /// Most outputs of a pass that are compared: a mixture of experts with a router in each of 200 layers has fewer.
 const OUTPUTS: usize = 256;
 
@@ -121,6 +137,16 @@ mod tests {
         assert_eq!(ready.notes.len(), 1001);
         assert!(ready.notes[0].ends_with("more characters)") && ready.notes[0].len() < 2100);
         assert_eq!(ready.notes[1000], "… (1000 more)");
+    }
+
+    #[test]
+    fn a_failure_without_a_reason_says_so_and_shapes_have_few_axes() {
+        let failed: Reply =
+            serde_json::from_str(r#"{"is": "failed", "kind": "exception", "message": " "}"#).unwrap();
+        let Reply::Failed(failed) = within_limits(failed).unwrap() else { panic!("another kind of reply") };
+        assert_eq!(failed.message, "the worker gives no reason");
+        let replayed = Reply::Replayed(Replayed { shape: vec![1; 65] });
+        assert!(within_limits(replayed).unwrap_err().contains("65 axes"));
     }
 
     #[test]

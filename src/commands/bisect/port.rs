@@ -1,9 +1,11 @@
 //! Revisions of a native port: each one is checked out into a git worktree and built there.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::hunt::bisect::error::BisectError;
 use crate::hunt::bisect::git::Repository;
@@ -115,8 +117,12 @@ impl Port {
         self.repository.check_out(commit, folder).map_err(|error| error.to_string())?;
         let Some(build) = &self.build else { return Ok(()) };
         let place = folder.join(&self.prefix);
-        let output = Command::new("sh").args(["-c", build]).current_dir(&place).stdin(Stdio::null()).output();
-        let output = output.map_err(|error| format!("`{build}` cannot be started: {error}"))?;
+        let mut shell = Command::new("sh");
+        let output = reference::output(shell.args(["-c", build]).current_dir(&place), Duration::MAX);
+        let output = output.map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => format!("`{build}` was interrupted"),
+            _ => format!("`{build}` cannot be started: {error}"),
+        })?;
         let said = [output.stdout, output.stderr].concat();
         // A log that cannot be written is ignored: the error message contains its last lines.
         drop(std::fs::create_dir_all(&self.logs));

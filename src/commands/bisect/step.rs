@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use miette::{IntoDiagnostic, Result};
@@ -98,6 +98,10 @@ impl Tester<'_> {
         if let Subject::Port(_) = self.subject {
             for &one in &all {
                 if let Err(reason) = self.subject.prepare(self.question, one, self.cache) {
+                    // A build that a request to stop ended is built again when the bisection is resumed.
+                    if self.stop.load(Ordering::Relaxed) {
+                        return Ok(None);
+                    }
                     let is_good = one.id == good.id;
                     let good = if is_good { Err(Fault::NotRun(reason.clone())) } else { Ok(()) };
                     return Ok(Some(Tested { step: step(Answer::Skipped, reason), good }));

@@ -79,10 +79,16 @@ pub(super) fn open(folders: &[PathBuf], plan: Option<&Path>, progress: &Progress
         }
         runs.extend(found);
     }
+    if runs.is_empty() {
+        miette::bail!(
+            help = "name the run folders that `tfcheck run --shard 1/4` wrote, or folders that hold them",
+            "there is no run to merge"
+        );
+    }
     let mut frozen = plan.map(Frozen::read).transpose()?;
     let mut opened = Vec::new();
     for path in runs {
-        let folder = RunFolder::open(&path)?.without_links()?;
+        let folder = RunFolder::open(&path)?;
         let manifest = folder.manifest()?;
         let share = manifest.share.clone().ok_or_else(|| {
             miette::miette!(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -68,7 +69,8 @@ impl Preparation {
 /// Resolves checkpoints and makes inputs while uv works on the environments.
 pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
     // A run beside others is stopped by their time limit too, which must not end tfcheck.
-    let _watch = request.turn.is_none().then(|| Watch::over(request.stop));
+    let what = "interrupted while checkpoints, inputs and environments were prepared";
+    let _watch = request.turn.is_none().then(|| Watch::over(request.stop, PREPARING, what.to_owned()));
     std::thread::scope(|scope| {
         let environments = scope.spawn(|| environments(request));
         let joined = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<EnvironmentResult>>>| {
@@ -91,12 +93,16 @@ pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
     })
 }
 
-/// While this exists, a request to stop ends tfcheck within two seconds, whatever waits: nothing is computed yet that would
-/// have to be kept. Most waits heed the request themselves before that, and leave nothing behind.
-struct Watch(Arc<AtomicBool>);
+/// Nothing is computed yet that would have to be kept: a request to stop ends tfcheck within two seconds. Most waits heed it
+/// themselves before that, and leave nothing behind.
+const PREPARING: Duration = Duration::from_millis(1200);
+
+/// While this exists, a request to stop ends tfcheck after this time, whatever it waits for or computes.
+pub(super) struct Watch(Arc<AtomicBool>);
 
 impl Watch {
-    fn over(stop: &Arc<AtomicBool>) -> Self {
+    /// `what` is the last line on standard error.
+    pub(super) fn over(stop: &Arc<AtomicBool>, after: Duration, what: String) -> Self {
         let (stop, ended) = (Arc::clone(stop), Arc::new(AtomicBool::new(false)));
         let watched = Arc::clone(&ended);
         std::thread::spawn(move || {
@@ -105,9 +111,9 @@ impl Watch {
                 if stop.load(Ordering::Relaxed) {
                     asked.get_or_insert_with(Instant::now);
                 }
-                if asked.is_some_and(|asked| asked.elapsed() > Duration::from_millis(1200)) {
+                if asked.is_some_and(|asked| asked.elapsed() > after) {
                     reference::end_all();
-                    eprintln!("interrupted while checkpoints, inputs and environments were prepared");
+                    let _ = writeln!(std::io::stderr(), "{what}");
                     std::process::exit(130);
                 }
                 std::thread::sleep(Duration::from_millis(50));
@@ -264,7 +270,10 @@ fn spec(config: &config::Config, case: &CasePlan) -> Result<Spec> {
             seed: config.inputs.seed,
         },
         (InputsPlan::Tensors, InputsForm::Tensors(path)) => Spec::Tensors(path.to_owned()),
-        _ => miette::bail!("the plan's inputs are not of the config's form"),
+        _ => miette::bail!(
+            help = "the plan was changed or made by another program: start a new run",
+            "the plan's inputs are not of the config's form"
+        ),
     })
 }
 

@@ -52,9 +52,9 @@ pub(super) fn make(
     path: &Path,
 ) -> Result<Spec> {
     for file in wanted.images.iter().chain(&wanted.audio).filter(|file| *file != BUILT_IN) {
-        if !Path::new(file).is_file() {
+        if let Err(error) = bounds::file::open(Path::new(file)) {
             let hint = "name a file, or `built-in` for the picture or sound that tfcheck makes";
-            return Err(miette!(help = hint, "there is no file {file}"));
+            return Err(miette!(help = hint, "cannot read {file}: {error}"));
         }
     }
     let plan = run.plan;

@@ -1,28 +1,42 @@
 //! Slurm's own programs: submits, cancels and lists jobs.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
-use bounds::limits::LINES;
+use bounds::limits::{LINES, PROGRAM_SECONDS};
 use miette::{IntoDiagnostic, Result, WrapErr};
+
+/// How long a program of Slurm may take to answer.
+const LIMIT: Duration = Duration::from_secs(PROGRAM_SECONDS.most);
+/// The same of the cancellation, for which the user who asked to stop waits.
+const CANCEL: Duration = Duration::from_secs(5);
+/// Digits of a job's id.
+const ID_DIGITS: usize = 20;
 
 /// Submits a job and returns its id.
 pub(super) fn submit(arguments: &[String]) -> Result<String> {
-    let output = Command::new("sbatch")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
+    let output = reference::output(Command::new("sbatch").args(arguments), LIMIT)
         .into_diagnostic()
-        .wrap_err("cannot start sbatch; is this a host of a Slurm cluster?")?;
+        .wrap_err("sbatch does not answer; is this a host of a Slurm cluster?")?;
     let text = String::from_utf8_lossy(&output.stdout);
     // `--parsable` prints the id, and the cluster after a semicolon where there are several.
     let id = text.trim().split(';').next().unwrap_or_default();
-    if !output.status.success() || id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
+    if !output.status.success() {
         let error = String::from_utf8_lossy(&output.stderr);
+        let error = if error.trim().is_empty() { output.status.to_string() } else { error.into_owned() };
         miette::bail!(
             help = "check the partition, account and options under [engine]",
             "Slurm refused the job: {}",
-            bounds::shown(error.trim(), LINES.most)
+            bounds::lines(error.trim(), LINES.most)
+        );
+    }
+    let is_id = (1..=ID_DIGITS).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_id {
+        miette::bail!(
+            help = "the job may run: look for it with squeue",
+            "sbatch printed `{}` where the id of the job belongs",
+            bounds::shown(id, 100)
         );
     }
     Ok(id.to_owned())
@@ -34,12 +48,7 @@ pub(super) fn cancel(ids: &[&str]) {
         return;
     }
     // Nothing can be done about a failure: the user sees the jobs in the queue.
-    let _ = Command::new("scancel")
-        .args(ids)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let _ = reference::output_after_stop(Command::new("scancel").args(ids), CANCEL);
 }
 
 /// States of submitted jobs, as Slurm names them.
@@ -51,12 +60,9 @@ pub(super) struct Queue {
 impl Queue {
     /// The state of the jobs; `None` if the controller does not answer.
     pub(super) fn of(ids: &[&str]) -> Option<Self> {
-        let output = Command::new("squeue")
-            .args(["--noheader", "--array", "--states=all", "--format=%F %T", "--jobs"])
-            .arg(ids.join(","))
-            .stdin(Stdio::null())
-            .output()
-            .ok()?;
+        let mut squeue = Command::new("squeue");
+        squeue.args(["--noheader", "--array", "--states=all", "--format=%F %T", "--jobs"]);
+        let output = reference::output(squeue.arg(ids.join(",")), LIMIT).ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let parsed = Self::parse(&text);
         // The controller forgets jobs some minutes after they ended; then it knows none of the ids.

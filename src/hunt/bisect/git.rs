@@ -1,9 +1,13 @@
 //! Queries and working trees of a git repository, through the `git` program.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use bounds::limits::{LINE, PROGRAM_SECONDS};
+use bounds::{lines as lines_of, shown};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -68,7 +72,7 @@ impl Repository {
         // Clones under a temporary name, so that an interrupted clone is never taken for a repository.
         let partial = folder.with_extension(format!("partial-{}", std::process::id()));
         let target = partial.to_string_lossy().into_owned();
-        run(&clones, &["clone", "--quiet", "--mirror", "--filter=blob:none", place, &target])?;
+        run(&clones, &["clone", "--quiet", "--mirror", "--filter=blob:none", "--", place, &target])?;
         std::fs::rename(&partial, &folder).map_err(|error| failed("clone", &folder, &error.to_string()))?;
         Ok(Self { folder, name: place.to_owned() })
     }
@@ -147,18 +151,19 @@ impl Repository {
             hash,
         ])?;
         let mut lines = head.lines();
-        let mut line = || lines.next().unwrap_or_default().to_owned();
+        let mut line = || shown(lines.next().unwrap_or_default(), LINE.most).into_owned();
         Ok(Commit {
             hash: line(),
             author_date: line(),
             subject: line(),
-            files: files.lines().map(str::to_owned).collect(),
+            files: files.lines().map(|line| lines_of(line, LINE.most).into_owned()).collect(),
         })
     }
 
     /// First line of a commit's message.
     pub(crate) fn subject(&self, hash: &str) -> Result<String, BisectError> {
-        self.run(&["show", "--no-patch", "--format=%s", hash])
+        let subject = self.run(&["show", "--no-patch", "--format=%s", hash])?;
+        Ok(shown(&subject, LINE.most).into_owned())
     }
 
     /// The content of a file at a commit; `None` if the commit does not have it.
@@ -188,7 +193,13 @@ impl Repository {
     /// Removes a working tree that [`Repository::check_out`] added.
     pub(crate) fn remove(&self, folder: &Path) -> Result<(), BisectError> {
         let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
-        self.run(&["worktree", "remove", "--force", "--force", &folder.to_string_lossy()]).map(drop)
+        let folder = folder.to_string_lossy();
+        // Also after a request to stop.
+        let output = reference::output_after_stop(
+            &mut git(&self.folder, &["worktree", "remove", "--force", "--force", &folder]),
+            Duration::from_secs(PROGRAM_SECONDS.most),
+        );
+        answered(&self.folder, "worktree", output).map(drop)
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, BisectError> {
@@ -198,24 +209,38 @@ impl Repository {
 
 /// Runs git in `folder` and returns its standard output without trailing white space.
 fn run(folder: &Path, arguments: &[&str]) -> Result<String, BisectError> {
-    let output = Command::new("git")
-        .args(arguments)
+    // A clone may take as long as the network does; a request to stop ends it.
+    answered(folder, arguments[0], reference::output(&mut git(folder, arguments), Duration::MAX))
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> Command {
+    let mut git = Command::new("git");
+    git.args(arguments)
         .current_dir(folder)
         .env("GIT_TERMINAL_PROMPT", "0")
         .env_remove("GIT_DIR")
         .env_remove("GIT_WORK_TREE")
-        .env_remove("GIT_INDEX_FILE")
-        .stdin(Stdio::null())
-        .output();
+        .env_remove("GIT_INDEX_FILE");
+    git
+}
+
+fn answered(
+    folder: &Path,
+    command: &str,
+    output: std::io::Result<reference::Output>,
+) -> Result<String, BisectError> {
     let output = match output {
         Ok(output) => output,
-        Err(_) if !folder.is_dir() => return Err(failed(arguments[0], folder, "there is no such folder")),
+        Err(_) if !folder.is_dir() => return Err(failed(command, folder, "there is no such folder")),
+        Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::TimedOut) => {
+            return Err(failed(command, folder, &error.to_string()));
+        }
         Err(error) => return Err(BisectError::NoGit { reason: error.to_string() }),
     };
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = if said.trim().is_empty() { output.status.to_string() } else { said.trim().to_owned() };
-        return Err(failed(arguments[0], folder, &said));
+        return Err(failed(command, folder, &said));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use bounds::limits::{CONFIG_BYTES, HUB_JSON_BYTES};
@@ -51,7 +52,7 @@ pub(crate) fn releases() -> Result<Vec<Release>, BisectError> {
     let index = index();
     let address = format!("{}/{PACKAGE}/", index.trim_end_matches('/'));
     let failed = |reason: String| BisectError::Index { index: without_credentials(&index), reason };
-    let text = fetch(&address).map_err(failed)?;
+    let text = fetched(&address).map_err(failed)?;
     listed(&text).map_err(failed)
 }
 
@@ -147,6 +148,20 @@ fn default_index(text: &str) -> Option<String> {
     let pip = document.get("pip").and_then(|pip| url(pip, "index-url"));
     let older = document.get("index-url").and_then(toml::Value::as_str).map(str::to_owned);
     listed.or(older).or(pip)
+}
+
+/// As [`fetch`], in a thread of its own, which a request to stop leaves behind.
+fn fetched(address: &str) -> Result<String, String> {
+    let (sender, answer) = channel();
+    let address = address.to_owned();
+    std::thread::spawn(move || sender.send(fetch(&address)));
+    loop {
+        match answer.recv_timeout(Duration::from_millis(50)) {
+            Ok(answer) => return answer,
+            Err(RecvTimeoutError::Timeout) if !reference::is_stopped() => {}
+            Err(_) => return Err("interrupted".to_owned()),
+        }
+    }
 }
 
 fn fetch(address: &str) -> Result<String, String> {

@@ -12,7 +12,8 @@ use super::git::Commit;
 use super::search::{Answer, Change, Found};
 use crate::results::diagnosed::Diagnosed;
 use crate::results::localized::Localized;
-use crate::results::{ResultsError, write_file};
+use crate::results::{ResultsError, check_links, write_file};
+use crate::spec::atomic::is_component;
 use crate::spec::config::Config;
 use crate::spec::gate::Gate;
 
@@ -243,8 +244,74 @@ impl Log {
         if log.schema_version > SCHEMA_VERSION {
             return Err(refuse(format!("{FILE_NAME} has schema version {}", log.schema_version)));
         }
+        if let Some(problem) = log.problem() {
+            return Err(refuse(format!("{FILE_NAME} {problem}")));
+        }
+        check_links(folder, 0)?;
         log.question.config.folder.clone_from(&log.question.folder);
         Ok(log)
+    }
+
+    /// The first thing in a log that this tfcheck did not write so, as a predicate of the file: it is used as an index, as a
+    /// name of a folder or as an argument of git.
+    fn problem(&self) -> Option<String> {
+        if let Some(problem) = self.question.config.beyond_limits() {
+            return Some(format!("has a config that cannot be used: {problem}"));
+        }
+        if self.phases.is_empty() {
+            return Some("lists no search".to_owned());
+        }
+        let shown = |text: &str| bounds::shown(text, 100).into_owned();
+        if !is_component(&self.stamp) {
+            return Some(format!("has the time stamp `{}`, which is not a file name", shown(&self.stamp)));
+        }
+        for phase in &self.phases {
+            let revisions = phase.revisions.len();
+            if revisions < 2 {
+                return Some(format!("has a search over {revisions} revisions, and a search has two ends"));
+            }
+            let is_named = |text: &&String| {
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || "._+!-".contains(c);
+                text.len() <= 100
+                    && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+                    && text.chars().all(is_plain)
+            };
+            let names = phase.revisions.iter().flat_map(|revision| [&revision.id, &revision.name]);
+            if let Some(name) = names.into_iter().find(|name| !is_named(name)) {
+                return Some(format!(
+                    "names a revision `{}`, which is neither a release nor a commit",
+                    shown(name)
+                ));
+            }
+            let runs = phase.steps.iter().filter_map(|step| step.run.as_ref());
+            if let Some(run) = runs.into_iter().find(|run| !is_component(run)) {
+                return Some(format!("names a run `{}`, which is not a file name", shown(run)));
+            }
+            let found = phase.changes.iter().flatten().map(|change| &change.found);
+            let is_beyond = |found: &&Found| found.before >= found.after || found.after >= revisions;
+            if found.into_iter().any(|found| is_beyond(&found)) || !self.is_a_search(phase) {
+                return Some(format!("has a step or a change that is not one of its {revisions} revisions"));
+            }
+        }
+        None
+    }
+
+    /// Whether each step tests a revision between the ends that the steps before it left.
+    fn is_a_search(&self, phase: &Phase) -> bool {
+        let last = phase.revisions.len() - 1;
+        let (mut good, mut bad) = (0, last);
+        phase.steps.iter().all(|step| {
+            let is_new = step.revision == last || (good < step.revision && step.revision < bad);
+            if self.question.scan || step.revision == last {
+                return step.revision <= last;
+            }
+            match step.answer {
+                Answer::Good => good = step.revision,
+                Answer::Bad => bad = step.revision,
+                Answer::Skipped => {}
+            }
+            is_new
+        })
     }
 
     /// Writes the whole log.

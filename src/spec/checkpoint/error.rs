@@ -21,6 +21,13 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// Something other than a folder has that path.
+    #[error("the checkpoint {} is not a folder", path.display())]
+    #[diagnostic(help("name the folder that holds config.json, or a file that ends in .gguf"))]
+    NotAFolder {
+        /// The path.
+        path: PathBuf,
+    },
     /// The GGUF file does not exist.
     #[error("GGUF file {} does not exist", path.display())]
     #[diagnostic(help("check the path; a relative path starts at the working directory"))]

@@ -1,6 +1,7 @@
 //! The syntax of a checkpoint's source string.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -37,12 +38,18 @@ impl Source {
     /// as in transformers.
     ///
     /// # Errors
-    /// When the folder or file does not exist.
+    /// When the folder or file does not exist or is something else.
     pub(super) fn find(self) -> Result<Self, Error> {
         match self {
             Self::Hub(id) if Path::new(&id).is_dir() => Ok(Self::Folder(PathBuf::from(id))),
-            Self::Folder(path) if !path.is_dir() => Err(Error::NoFolder { path }),
-            Self::Gguf(path) if !path.is_file() => Err(Error::NoGguf { path }),
+            Self::Folder(path) if !path.exists() => Err(Error::NoFolder { path }),
+            Self::Folder(path) if !path.is_dir() => Err(Error::NotAFolder { path }),
+            Self::Gguf(path) if !path.exists() => Err(Error::NoGguf { path }),
+            Self::Gguf(path) if !path.is_file() => {
+                let refused =
+                    bounds::file::open(&path).map_or_else(|error| error, |_| io::ErrorKind::Other.into());
+                Err(Error::io("read", &path)(refused))
+            }
             found => Ok(found),
         }
     }

@@ -61,6 +61,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The first size, list or tolerance beyond its limit, of a config that a run or a plan holds.
+    pub(crate) fn beyond_limits(&self) -> Option<String> {
+        validate::beyond_limits(self)
+    }
+
     /// Replaces the checkpoints with those of `--checkpoint`: a source each, for hub ids also `id@revision`. An empty
     /// list changes nothing.
     ///
@@ -89,7 +94,14 @@ impl Config {
     /// # Errors
     /// A name that no relation has.
     pub fn with_relations(mut self, names: &[String]) -> Result<Self, ConfigError> {
-        self.relations.only = Some(names.to_vec());
+        let mut only: Vec<String> = Vec::new();
+        // A name given twice asks for nothing more.
+        for name in names {
+            if !only.contains(name) {
+                only.push(name.clone());
+            }
+        }
+        self.relations.only = Some(only);
         let problems = validate::problems(&self);
         ConfigError::from_problems(problems, "", Path::new("--relation")).map_or(Ok(self), Err)
     }

@@ -86,6 +86,24 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.0
 }
 
+/// The first size, list or tolerance of a saved config that is beyond its limit, or the first part of a job's script that
+/// cannot be one: `run.threads: …`.
+pub(super) fn beyond_limits(config: &Config) -> Option<String> {
+    let mut found = limits::lists(config);
+    if found.0.is_empty() {
+        found.engine(&config.engine);
+        found.sizes(config);
+        found.tolerances(config);
+    }
+    let Problem { path, message, .. } = found.0.into_iter().next()?;
+    let place = path.iter().fold(String::new(), |place, step| match step {
+        Step::Key(key) if place.is_empty() => (*key).to_owned(),
+        Step::Key(key) => format!("{place}.{key}"),
+        Step::Index(index) => format!("{place}[{index}]"),
+    });
+    Some(format!("`{place}`: {message}"))
+}
+
 /// Whether a name is valid as a folder name on every system and needs no quoting in a shell.
 pub(crate) fn is_file_name(name: &str) -> bool {
     name.len() <= 100
@@ -282,6 +300,7 @@ impl Found {
         }
         self.positive(at!["run", "iterations"], run.iterations as f64);
         self.positive(at!["run", "timeout_s"], run.timeout_s as f64);
+        self.positive(at!["run", "first_passes_at_once"], run.first_passes_at_once as f64);
         if let Some(threads) = run.threads {
             self.positive(at!["run", "threads"], threads as f64);
         }
@@ -378,7 +397,7 @@ impl Found {
             self.value(
                 path,
                 format!("`{name}` is not safe as a file name"),
-                "start with a letter or digit and use letters, digits and . _ + - only",
+                "start with a letter or digit and use at most 100 letters, digits and . _ + -",
             );
         }
     }

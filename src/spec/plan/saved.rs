@@ -1,6 +1,8 @@
 //! Checks a plan from a run folder before its indices and names are used.
 
-use super::Plan;
+use bounds::limits::{BATCH, BATCH_TOKENS, CASES, CELLS, LENGTH};
+
+use super::{InputsPlan, Plan};
 use crate::spec::atomic::is_component;
 use crate::spec::config::Config;
 use crate::spec::variant::Runner;
@@ -10,12 +12,19 @@ pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
     if plan.cells.is_empty() {
         return Some("has no cells".to_owned());
     }
+    let counts = [(CASES, plan.cases.len()), (CELLS, plan.cells.len())];
+    if let Some(exceeded) = counts.iter().find_map(|(limit, count)| limit.check(*count as u64).err()) {
+        return Some(format!("has {exceeded}"));
+    }
     let beyond = |what: &str, index: usize, of: usize| {
         (index >= of).then(|| format!("refers to {what} {} of {of}", index.saturating_add(1)))
     };
     for case in &plan.cases {
         if !is_component(&case.name) {
             return Some(format!("has a case `{}`, which is not a file name", case.name.escape_default()));
+        }
+        if let Some(problem) = sizes(case.inputs) {
+            return Some(format!("has a case `{}` that has {problem}", case.name));
         }
         if let Some(problem) = beyond("checkpoint", case.checkpoint, config.checkpoints.len()) {
             return Some(problem);
@@ -42,6 +51,19 @@ pub(super) fn problem(plan: &Plan, config: &Config) -> Option<String> {
             .flatten()
             .find_map(|(what, index, of)| beyond(what, index, of))
     })
+}
+
+/// The size of a batch that is 0 or beyond its limit.
+fn sizes(inputs: InputsPlan) -> Option<String> {
+    let InputsPlan::Sweep { length, batch, prefill, .. } = inputs else { return None };
+    if length == 0 || batch == 0 || prefill.is_some_and(|tokens| tokens == 0 || tokens >= length) {
+        return Some("no tokens to compute".to_owned());
+    }
+    let tokens = length.saturating_mul(batch);
+    let exceeded = [(LENGTH, length), (BATCH, batch), (BATCH_TOKENS, tokens)]
+        .into_iter()
+        .find_map(|(limit, found)| limit.check(found as u64).err())?;
+    Some(exceeded.to_string())
 }
 
 #[cfg(test)]
@@ -75,5 +97,12 @@ mod tests {
         check(|plan| plan["cases"][0]["name"] = "../elsewhere".into(), "which is not a file name");
         check(|plan| plan["cells"][0]["variant"]["version"] = "..".into(), "which is not a file name");
         check(|plan| plan["cells"] = serde_json::json!([]), "has no cells");
+        let length = |length: u64| {
+            move |plan: &mut serde_json::Value| plan["cases"][0]["inputs"]["length"] = length.into()
+        };
+        check(length(1 << 50), "tokens of a sequence, and tfcheck accepts at most");
+        check(length(0), "no tokens to compute");
+        check(|plan| plan["cases"][0]["inputs"]["batch"] = (1_u64 << 40).into(), "sequences of a batch");
+        check(|plan| plan["cases"][0]["inputs"]["prefill"] = 500.into(), "no tokens to compute");
     }
 }

@@ -247,3 +247,88 @@ fn a_missing_temporary_folder_is_named_with_the_remedy() {
         "{message}"
     );
 }
+
+#[test]
+fn a_checkpoint_of_another_kind_of_file_is_refused_by_its_kind() {
+    let sandbox = Sandbox::new();
+    let fifo = sandbox.path().join("fifo.gguf");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    symlink("/dev/zero", sandbox.path().join("zero.gguf")).unwrap();
+    let check = |source: &str, expected: &str| {
+        let (code, message) = told(&sandbox, &["run", "--checkpoint", source]);
+        assert_eq!(code, Some(2), "{message}");
+        assert!(message.contains(expected), "{source}: {message}");
+    };
+    sandbox.write("tfcheck.toml", "versions = []\n");
+    check("./fifo.gguf", "a FIFO, not a regular file");
+    check("./zero.gguf", "a device, not a regular file");
+    check("./none.gguf", "does not exist");
+    check("./tfcheck.toml", "is not a folder");
+}
+
+#[test]
+fn seconds_and_threads_beyond_their_limits_are_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tfcheck.toml", "versions = []\n");
+    let most = u64::MAX.to_string();
+    for arguments in [
+        &["gpu-check", "--emulate", "--seconds", &most][..],
+        &["gpu-check", "--seconds", "0"],
+        &["diagnose", "a", "b", "--seconds", &most],
+        &["check-worker", "--timeout", "0", "true"],
+    ] {
+        let (code, message) = told(&sandbox, arguments);
+        assert_eq!(code, Some(2), "{arguments:?}: {message}");
+        assert!(message.contains("is not in 1..=2678400"), "{message}");
+    }
+    let output = sandbox.command(&["plan"]).env("RAYON_NUM_THREADS", "99999999999").output().unwrap();
+    let message = unwrapped(&stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("RAYON_NUM_THREADS asks for 99999999999 threads"), "{message}");
+}
+
+/// What `tfcheck` prints as a child of a shell that runs `before`.
+fn in_a_shell(sandbox: &Sandbox, before: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("{before}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_tfcheck")]);
+    let output = command.args(arguments).current_dir(sandbox.path()).output().unwrap();
+    (output.status.code(), unwrapped(&(stdout(&output) + &stderr(&output))))
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_reported_and_the_run_resumes() {
+    let sandbox = Sandbox::new();
+    sandbox.workers(&[("one", "good")], "rounds = 0");
+    // The checkpoint is then in the cache.
+    let (code, message) = told(&sandbox, &["run", "tfcheck.toml", "--results", "before"]);
+    assert_eq!(code, Some(0), "{message}");
+    // In units of 512 bytes, or of 1024 in some shells: the page is larger.
+    let (code, message) = in_a_shell(&sandbox, "ulimit -f 16", &["run", "tfcheck.toml"]);
+    assert_eq!(code, Some(3), "{message}");
+    assert!(message.contains("File too large") && message.contains("ulimit -f"), "{message}");
+    let run = sandbox.only_run();
+    let (code, message) = told(&sandbox, &["run", "--resume", run.path().to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{message}");
+}
+
+#[test]
+fn a_result_that_standard_output_does_not_take_is_an_error() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tfcheck.toml", "versions = []\n");
+    for arguments in [&["plan"][..], &["plan", "--format", "json"], &["schema"], &["--version", "--verbose"]]
+    {
+        let (code, message) = in_a_shell(&sandbox, "exec >/dev/full", arguments);
+        assert_eq!(code, Some(3), "{arguments:?}: {message}");
+        assert!(message.contains("cannot write standard output"), "{message}");
+    }
+}
+
+#[test]
+fn a_full_standard_error_changes_no_exit_code() {
+    let sandbox = Sandbox::new();
+    let (code, _) = in_a_shell(&sandbox, "exec 2>/dev/full", &["plan", "none.toml"]);
+    assert_eq!(code, Some(2));
+    sandbox.workers(&[("one", "good")], "rounds = 0\nnoise = false");
+    let (code, shown) = in_a_shell(&sandbox, "exec 2>/dev/full", &["run", "tfcheck.toml"]);
+    assert_eq!(code, Some(0), "{shown}");
+}

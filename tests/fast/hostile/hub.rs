@@ -115,6 +115,7 @@ fn redirects_that_lead_nowhere_are_errors() {
     check(Some("SELF"), "more than 5 redirects");
     check(Some("file:///etc/passwd"), "no HTTP address");
     check(Some("relative"), "no HTTP address");
+    check(Some("http://hub.invalid:80@elsewhere.invalid/x"), "the name of a user");
     check(Some("/\u{ff}\u{fe}"), "not printable");
 }
 

@@ -5,6 +5,7 @@ mod folders;
 mod fuzzed;
 mod hub;
 mod mutations;
+mod programs;
 mod tokenizers;
 mod workers;
 

@@ -88,3 +88,41 @@ fn logits_that_are_not_finite_are_noted_even_of_one_variant() {
     let shown = stdout(&output) + &stderr(&output);
     assert!(shown.contains("logits of alone_eager are not finite"), "{shown}");
 }
+
+#[test]
+fn names_without_number_take_seconds_and_not_minutes() {
+    let begun = std::time::Instant::now();
+    let (code, shown, _, _sandbox) = run("names");
+    assert_eq!(code, Some(0), "{shown}");
+    // It takes a second; a comparison of each name with each other takes minutes.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(shown.len() < 100_000, "{} bytes", shown.len());
+}
+
+#[test]
+fn ids_and_positions_that_do_not_fit_are_a_failed_cell() {
+    let check = |name: &str, value: i64| {
+        let sandbox = Sandbox::new();
+        let tensor = |values: Vec<i64>| {
+            candle_core::Tensor::from_vec(values, (1, 4), &candle_core::Device::Cpu).unwrap()
+        };
+        let mut tensors = std::collections::HashMap::new();
+        for known in ["input_ids", "position_ids"] {
+            let first = if known == name { value } else { 0 };
+            tensors.insert(known.to_owned(), tensor(vec![first, 1, 2, 3]));
+        }
+        candle_core::safetensors::save(&tensors, sandbox.path().join("inputs.safetensors")).unwrap();
+        let config = sandbox.write(
+            "tfcheck.toml",
+            "versions = []\n[inputs]\ntensors = \"inputs.safetensors\"\n[run]\nrounds = 0\ntrace = false\nnoise = false\n",
+        );
+        let output = sandbox.run(&config, &[]);
+        let shown = super::unwrapped(&(stdout(&output) + &stderr(&output)));
+        assert_eq!(output.status.code(), Some(3), "{shown}");
+        assert!(shown.contains(&format!("`{name}` of the inputs holds {value}")), "{shown}");
+    };
+    check("input_ids", 1 << 40);
+    check("input_ids", -5);
+    check("input_ids", i64::from(u32::MAX));
+    check("position_ids", 1 << 50);
+}

@@ -94,6 +94,10 @@ impl Client {
         if !matches!(address.scheme_str(), Some("http" | "https")) || address.authority().is_none() {
             return Err(refused("HF_ENDPOINT is not an http or https address"));
         }
+        // The address is shown in messages and reports.
+        if address.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(refused("HF_ENDPOINT holds the name of a user; a secret belongs into HF_TOKEN"));
+        }
         if let Some(token) = token
             && (token.len() as u64 > TOKEN_BYTES.most || !token.bytes().all(|byte| byte.is_ascii_graphic()))
         {
@@ -101,7 +105,8 @@ impl Client {
                 "HF_TOKEN is not a token: it is too long or holds spaces or control characters",
             ));
         }
-        let stall = Duration::from_secs(HUB_STALL_SECONDS.most);
+        // The transfer itself notices a stall, and a stall is not tried again; these end the thread that it leaves behind.
+        let stall = Duration::from_secs(HUB_STALL_SECONDS.most + 5);
         let config = Agent::config_builder()
             .max_redirects(0)
             .http_status_as_error(false)
@@ -159,7 +164,7 @@ impl Client {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
             let answer = request.call().map_err(|error| match error {
-                ureq::Error::Protocol(_) | ureq::Error::Http(_) => {
+                ureq::Error::Protocol(_) | ureq::Error::Http(_) | ureq::Error::LargeResponseHeader(..) => {
                     Failure::Answer(format!("it is not valid HTTP: {error}"))
                 }
                 error => Failure::Network(error.to_string()),
@@ -289,6 +294,10 @@ pub(super) fn target<T>(from: &Uri, answer: &Response<T>) -> Result<Uri, Failure
         location.to_owned()
     };
     let address: Uri = address.parse().map_err(|_| bad())?;
+    // No hub needs it, and `https://hub@elsewhere` is easily misread.
+    if address.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(refused("a redirect to an address that holds the name of a user"));
+    }
     match (from.scheme_str(), address.scheme_str()) {
         (Some("https"), Some("http")) => Err(refused("a redirect from https to http")),
         (_, Some("http" | "https")) if address.authority().is_some() => Ok(address),
@@ -334,6 +343,7 @@ mod tests {
             ("http://h", Some("a b")),
             ("file:///etc", None),
             ("not a url", None),
+            ("http://user:secret@h", None),
         ] {
             assert!(Client::new(endpoint, token).is_err(), "{endpoint} {token:?}");
         }

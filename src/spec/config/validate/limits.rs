@@ -97,6 +97,7 @@ impl Found {
             ("first_passes_at_once", run.first_passes_at_once, AT_ONCE),
             ("timeout_s", run.timeout_s as usize, SECONDS),
             ("patience_s", run.patience_s.unwrap_or(0) as usize, SECONDS),
+            ("diagnose_s", run.diagnose_s as usize, SECONDS),
         ] {
             self.at_most(at!["run", field], number, limit);
         }

@@ -1,6 +1,7 @@
 //! The sizes that a config states, and the tensors that are made by them.
 
 use bounds::limits::MADE_BYTES;
+use bounds::shown;
 use reference::protocol::DECODER_INPUT_IDS;
 use serde_json::Value;
 
@@ -52,7 +53,17 @@ impl Config<'_> {
     }
 
     pub(super) fn lacks(&self, key: &str) -> Error {
-        Error::Modal { model_type: self.model_type.to_owned(), reason: format!("config.json has no `{key}`") }
+        let of = |config: &Value| config.get(key).cloned();
+        let value =
+            of(self.config).or_else(|| PARTS.iter().find_map(|part| of(self.config.pointer(part)?)));
+        let reason = match value {
+            Some(value) => format!(
+                "`{key}` of config.json is {}, from which no inputs are made",
+                shown(&value.to_string(), 100)
+            ),
+            None => format!("config.json has no `{key}`"),
+        };
+        Error::Modal { model_type: self.model_type.to_owned(), reason }
     }
 
     /// What a part of the model sees: the towers of CLIP exist as models of their own.
