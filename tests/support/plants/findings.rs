@@ -115,7 +115,7 @@ pub(crate) const FINDINGS: &[Finding] = &[
         &["scores", "values or output projection", "attention", "mask or values"],
     ),
     finding("llama-padding", UNMASKED),
-    finding("qwen2-mask", &[&["mask-not-causal"], &["positions-count-padding"]]),
+    finding("qwen2-mask", &[&["mask-not-causal"]]),
     finding("phi3-bf16-tables", ANGLES),
     finding("qwen2-bf16-tables", ANGLES),
     finding("gemma-bf16-tables", ANGLES),
