@@ -12,6 +12,20 @@ pub enum Deviation {
     MaskExcludesItself,
     /// Cosines and sines rounded to bf16.
     RopeTablesBf16,
+    /// Cosines and sines rounded to f16.
+    RopeTablesF16,
+    /// Positions, rotary frequencies and their products rounded to bf16, and cosines and sines of them.
+    RopeAnglesBf16,
+    /// Rotary frequencies of each position as in a sequence that ends there, where they depend on the sequence's length.
+    RopeFactorsByPosition,
+    /// Scores rounded to bf16 after they are scaled.
+    ScoresBf16,
+    /// The exponentials of softmax, their sum and the probabilities rounded to bf16.
+    SoftmaxBf16,
+    /// The squares in norms, their sum and their mean rounded to bf16.
+    NormSumsBf16,
+    /// The residual stream rounded to bf16 after each addition.
+    ResidualBf16,
     /// Queries rotated and keys not.
     RopeQueriesOnly,
     /// Keys rotated and queries not.

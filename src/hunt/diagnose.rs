@@ -8,6 +8,7 @@
 
 mod candidates;
 mod causes;
+mod coarse;
 mod draft;
 mod fit;
 mod hypotheses;
@@ -165,10 +166,14 @@ pub fn diagnose(request: &Request) -> Result<Diagnosed, DiagnoseError> {
     let begun = Instant::now();
     let mut lab = Lab::open(request)?;
     let found = lab.begin().and_then(|trials| {
-        let finding = if trials.is_empty() { Diagnosis::Nothing } else { search::search(&mut lab, &trials)? };
+        let finding =
+            if trials.is_empty() { coarse::search(&mut lab)? } else { search::search(&mut lab, &trials)? };
         Ok((trials, finding))
     });
     let (dtype, notes, hypotheses) = (lab.dtype, std::mem::take(&mut lab.notes), lab.hypotheses);
+    let limit =
+        lab.limit.unwrap_or(request.tolerances.relative_l2.of(crate::spec::variant::measured_dtype(dtype)));
+    let is_rounding = lab.limit.is_some();
     let mut trials = lab.trials.clone();
     let forward_passes = lab.end();
     let (_, finding) = found?;
@@ -182,7 +187,8 @@ pub fn diagnose(request: &Request) -> Result<Diagnosed, DiagnoseError> {
         trusted: request.trusted.name.clone(),
         suspect: request.suspect.name.clone(),
         dtype,
-        limit: request.tolerances.relative_l2.of(crate::spec::variant::measured_dtype(dtype)),
+        limit,
+        is_rounding,
         trials,
         finding,
         sentence: String::new(),

@@ -329,7 +329,11 @@ fn localized<'a>(case: &'a CaseView, first: &Group, group: &Group) -> Option<&'a
 /// The diagnosis of a member of `group`.
 fn diagnosis<'a>(case: &'a CaseView, group: &Group) -> Option<&'a Diagnosed> {
     let is_member = |found: &&Diagnosed| {
-        group.members.iter().any(|&member| case.cells[member].name == found.suspect) && found.is_divergence()
+        group
+            .members
+            .iter()
+            .any(|&member| [&found.trusted, &found.suspect].contains(&&case.cells[member].name))
+            && found.is_divergence()
     };
     case.diagnosed.iter().find(is_member)
 }

@@ -20,6 +20,9 @@ pub struct Diagnosed {
     pub dtype: Dtype,
     /// Largest relative L2 that counts as agreement.
     pub limit: f64,
+    /// Whether both sides compute the same in a wider dtype, so that the mistakes of the finding are roundings.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_rounding: bool,
     /// The inputs on which both sides were compared; the first ones are those of the case.
     pub trials: Vec<Trial>,
     /// The finding.
@@ -117,7 +120,7 @@ pub struct Part {
 impl Diagnosed {
     /// Whether the two variants compute different functions.
     pub fn is_divergence(&self) -> bool {
-        self.finding != Diagnosis::Nothing
+        self.finding != Diagnosis::Nothing && !self.is_rounding
     }
 
     /// The mistakes that were found.
@@ -130,7 +133,13 @@ impl Diagnosed {
 
     /// Whether `other` concerns the same two variants of the same case.
     pub fn is_of_the_pair(&self, other: &Self) -> bool {
-        (&self.case, &self.trusted, &self.suspect) == (&other.case, &other.trusted, &other.suspect)
+        // Either of two versions of transformers may be the trusted one.
+        let pair = |found: &Self| {
+            let mut names = [found.trusted.clone(), found.suspect.clone()];
+            names.sort();
+            names
+        };
+        self.case == other.case && pair(self) == pair(other)
     }
 
     /// What the diagnosis cost, as text.
@@ -176,8 +185,9 @@ pub(crate) fn sentence(diagnosed: &Diagnosed) -> String {
     match &diagnosed.finding {
         Diagnosis::Reproduced { mistakes } => {
             let words: Vec<String> = mistakes.iter().map(|mistake| mistake.words.clone()).collect();
+            let wider = if diagnosed.is_rounding { "; in a wider dtype both compute the same" } else { "" };
             format!(
-                "{suspect} computes what {trusted} computes with {} ({}{}){}",
+                "{suspect} computes what {trusted} computes with {} ({}{}){}{wider}",
                 joined(&words),
                 reached(diagnosed),
                 left_out(mistakes),

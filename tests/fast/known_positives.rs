@@ -6,7 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test whose preparation fails has failed")]
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -17,40 +16,30 @@ use compare::oracle::{Oracles, Origin, accuracies};
 use compare::verdict::{Tolerances, verdicts};
 use models::{Backend, Inputs, Options, Probe};
 use reference::protocol::{Attention, Dtype, LOGITS, Mode};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tfcheck::commands::scoreboard::{Score, fold};
 use tfcheck::execute::cell::{Cell, Completed, Outcome};
 use tfcheck::judge::view::{CaseView, RunView, Times};
 use tfcheck::spec::variant::{Runner, Variant};
 
-type Tensors = HashMap<String, Tensor>;
+use crate::plants::Edit;
+use crate::plants::text::{Known, known_positives};
+use crate::setting::Tensors;
 
-/// The edit that plants a bug.
-enum Edit {
-    Config(fn(&mut Value)),
-    Weights(fn(&mut Tensors)),
-    Inputs(fn(&mut Inputs)),
-}
-
-/// Sequence lengths of a batch padded on the left: unequal, and longer than every sliding window (8).
-const LENGTHS: [usize; 3] = [40, 31, 17];
-/// Sequence length with positions above 256, which bf16 (8 significand bits) cannot represent.
-const LONG: [usize; 1] = [300];
-
-/// Plants `edit` into a synthetic checkpoint; the port must be flagged, and `module` must be the first diverging module.
-fn check(source: (&str, &str), lengths: &[usize], edit: &Edit, module: &str) {
+/// Plants the bug of a claim into a synthetic checkpoint; the port must be flagged, and the bug's module must be the first
+/// diverging module.
+fn is_flagged(claim: &str) {
+    let known = known_positives().into_iter().find(|known| known.claim == claim).unwrap();
+    let Known { plant, lengths, .. } = known;
     let folder = tempfile::tempdir().unwrap();
     let [right, wrong] = ["right", "wrong"].map(|name| folder.path().join(name));
+    let (model_type, variant) = plant.checkpoint.split_once(':').unwrap_or((plant.checkpoint, ""));
     for folder in [&right, &wrong] {
-        models::synthetic::write(source.0, source.1, 0, folder).unwrap();
+        models::synthetic::write(model_type, variant, 0, folder).unwrap();
     }
+    plant.edit_checkpoint(&right, &wrong);
     let inputs = inputs(lengths, &right);
-    let mut wrong_inputs = inputs.clone();
-    match edit {
-        Edit::Config(edit) => edit_config(&wrong, *edit),
-        Edit::Weights(edit) => edit_weights(&wrong, *edit),
-        Edit::Inputs(edit) => edit(&mut wrong_inputs),
-    }
+    let wrong_inputs = changed(&inputs, &plant.edit);
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let variants = [
             (Runner::Transformers, "5.23.0", Mode::Eager, dtype),
@@ -71,21 +60,19 @@ fn check(source: (&str, &str), lengths: &[usize], edit: &Edit, module: &str) {
             assert_eq!(port.word, "diverged", "{dtype:?}: {port:?}");
         }
     }
-    assert_eq!(first_departure([(&right, &inputs), (&wrong, &wrong_inputs)]), module);
+    assert_eq!(first_departure([(&right, &inputs), (&wrong, &wrong_inputs)]), plant.module);
 }
 
-fn edit_config(folder: &Path, edit: fn(&mut Value)) {
-    let path = folder.join("config.json");
-    let mut config = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    edit(&mut config);
-    std::fs::write(path, config.to_string()).unwrap();
-}
-
-fn edit_weights(folder: &Path, edit: fn(&mut Tensors)) {
-    let path = folder.join("model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+/// The inputs with the edit, where it is one of inputs.
+fn changed(inputs: &Inputs, edit: &Edit) -> Inputs {
+    let Edit::Inputs(edit) = edit else { return inputs.clone() };
+    let mut tensors: Tensors =
+        [("attention_mask", &inputs.attention_mask), ("position_ids", &inputs.position_ids)]
+            .map(|(name, tensor)| (name.to_owned(), tensor.as_ref().unwrap().to_dtype(DType::I64).unwrap()))
+            .into();
     edit(&mut tensors);
-    candle_core::safetensors::save(&tensors, path).unwrap();
+    let taken = |name: &str| Some(tensors[name].to_dtype(DType::U32).unwrap());
+    Inputs { attention_mask: taken("attention_mask"), position_ids: taken("position_ids"), ..inputs.clone() }
 }
 
 fn inputs(lengths: &[usize], folder: &Path) -> Inputs {
@@ -246,126 +233,40 @@ fn relative_l2(a: &Tensor, b: &Tensor, mask: &Tensor) -> f64 {
     norm(&(a - &b).unwrap()) / norm(&b).max(f64::MIN_POSITIVE)
 }
 
-#[test]
-fn a_wrong_epsilon_is_flagged() {
-    let edit = Edit::Config(|config| config["rms_norm_eps"] = json!(1e-6));
-    check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.input_layernorm");
-}
-
-/// Reordering the rows of `q_proj` and `k_proj` makes the half-split rotation equal to an interleaved one.
-#[test]
-fn an_interleaved_rope_is_flagged() {
-    let edit = Edit::Weights(|tensors| {
-        for (name, tensor) in tensors.iter_mut() {
-            if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") {
-                let (rows, inner) = tensor.dims2().unwrap();
-                let pairs = tensor.reshape((rows / 16, 8, 2, inner)).unwrap().transpose(1, 2).unwrap();
-                *tensor = pairs.contiguous().unwrap().reshape((rows, inner)).unwrap();
+/// Defines one test per class of bug, so that they run in parallel.
+macro_rules! known_positives {
+    ($($test:ident: $claim:ident)*) => {
+        $(
+            #[test]
+            fn $test() {
+                is_flagged(stringify!($claim));
             }
-        }
-    });
-    check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.self_attn.q_proj");
+        )*
+
+        const TESTED: &[&str] = &[$(stringify!($claim)),*];
+    };
 }
 
-/// Rounds the positions to bf16, as a rope table built in bf16 does.
-#[test]
-fn a_rope_table_in_bf16_is_flagged() {
-    let edit = Edit::Inputs(|inputs| {
-        let positions = inputs.position_ids.as_ref().unwrap();
-        let rounded = positions.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
-        inputs.position_ids = Some(rounded.to_dtype(DType::U32).unwrap());
-    });
-    check(("llama", "tiny"), &LONG, &edit, "model.layers.0.self_attn");
-}
-
-#[test]
-fn a_window_of_one_key_more_is_flagged() {
-    let edit = Edit::Config(|config| config["sliding_window"] = json!(9));
-    check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
-}
-
-#[test]
-fn a_window_of_one_key_less_is_flagged() {
-    let edit = Edit::Config(|config| config["sliding_window"] = json!(7));
-    check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
+known_positives! {
+    a_wrong_epsilon_is_flagged: a_wrong_epsilon
+    an_interleaved_rope_is_flagged: an_interleaved_rope
+    a_rope_table_in_bf16_is_flagged: a_rope_table_in_bf16
+    a_window_of_one_key_more_is_flagged: a_window_of_one_key_more
+    a_window_of_one_key_less_is_flagged: a_window_of_one_key_less
+    a_missing_scale_of_the_scores_is_flagged: a_missing_scale_of_the_scores
+    a_missing_scale_of_the_logits_is_flagged: a_missing_scale_of_the_logits
+    a_tanh_gelu_for_the_exact_one_is_flagged: a_tanh_gelu_for_the_exact_one
+    swapped_norms_are_flagged: swapped_norms
+    a_batch_without_its_mask_is_flagged: a_batch_without_its_mask
+    positions_that_count_padding_are_flagged: positions_that_count_padding
+    a_wrongly_tied_head_is_flagged: a_wrongly_tied_head
+    a_missing_rope_scaling_is_flagged: a_missing_rope_scaling
+    one_rope_base_for_all_layers_is_flagged: one_rope_base_for_all_layers
+    unread_biases_are_flagged: unread_biases
 }
 
 #[test]
-fn a_missing_scale_of_the_scores_is_flagged() {
-    let edit = Edit::Config(|config| config["query_pre_attn_scalar"] = config["head_dim"].clone());
-    check(("gemma2", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
-}
-
-#[test]
-fn a_missing_scale_of_the_logits_is_flagged() {
-    let edit = Edit::Config(|config| config["logits_scaling"] = json!(1.0));
-    // The scale is applied after `lm_head`, in no module of its own.
-    check(("granite", ""), &LENGTHS, &edit, "");
-}
-
-#[test]
-fn a_tanh_gelu_for_the_exact_one_is_flagged() {
-    let edit = Edit::Config(|config| config["hidden_act"] = json!("gelu_pytorch_tanh"));
-    check(("gpt_neox", ""), &LENGTHS, &edit, "gpt_neox.layers.0.mlp.act");
-}
-
-#[test]
-fn swapped_norms_are_flagged() {
-    let edit = Edit::Weights(|tensors| {
-        let norms: Vec<String> =
-            tensors.keys().filter(|name| name.contains("input_layernorm")).cloned().collect();
-        for first in norms {
-            let second = first.replace("input_layernorm", "post_attention_layernorm");
-            let (a, b) = (tensors[&first].clone(), tensors[&second].clone());
-            tensors.insert(first, b);
-            tensors.insert(second, a);
-        }
-    });
-    check(("mistral", ""), &LENGTHS, &edit, "model.layers.0.input_layernorm");
-}
-
-#[test]
-fn a_batch_without_its_mask_is_flagged() {
-    let edit = Edit::Inputs(|inputs| {
-        inputs.attention_mask = Some(inputs.input_ids.ones_like().unwrap());
-    });
-    check(("mistral", "full"), &LENGTHS, &edit, "model.layers.0.self_attn");
-}
-
-/// Without `position_ids`, the positions of left-padded rows are off by their padding.
-#[test]
-fn positions_that_count_padding_are_flagged() {
-    let edit = Edit::Inputs(|inputs| inputs.position_ids = None);
-    // Rope depends on distances only, so this needs learned positions. `wpe` gets a different input, so its caller diverges.
-    check(("gpt2", ""), &LENGTHS, &edit, "transformer");
-}
-
-#[test]
-fn a_wrongly_tied_head_is_flagged() {
-    let edit = Edit::Config(|config| config["tie_word_embeddings"] = json!(true));
-    check(("starcoder2", "untied"), &LENGTHS, &edit, "lm_head");
-}
-
-#[test]
-fn a_missing_rope_scaling_is_flagged() {
-    let edit = Edit::Config(|config| {
-        config["rope_scaling"] = Value::Null;
-        config.as_object_mut().unwrap().remove("rope_parameters");
-    });
-    check(("llama", "llama3"), &LENGTHS, &edit, "model.layers.0.self_attn");
-}
-
-#[test]
-fn one_rope_base_for_all_layers_is_flagged() {
-    let edit = Edit::Config(|config| {
-        config["rope_local_base_freq"] = config["rope_theta"].clone();
-        config.as_object_mut().unwrap().remove("rope_parameters");
-    });
-    check(("gemma3_text", ""), &LENGTHS, &edit, "model.layers.0.self_attn");
-}
-
-#[test]
-fn unread_biases_are_flagged() {
-    let edit = Edit::Config(|config| config["attention_bias"] = json!(false));
-    check(("llama", "bias"), &LENGTHS, &edit, "model.layers.0.self_attn.q_proj");
+fn every_class_of_bug_has_its_test() {
+    let claims: Vec<&str> = known_positives().iter().map(|known| known.claim).collect();
+    assert_eq!(claims, TESTED);
 }

@@ -32,6 +32,8 @@ mod overview;
 mod pipeline;
 #[path = "../support/relations.rs"]
 mod planted_relations;
+#[path = "../support/plants/mod.rs"]
+mod plants;
 mod ports;
 mod recording;
 mod relations;

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::plants::findings::FINDINGS;
 use crate::support::{Run, Sandbox, stderr};
 use reference::protocol::Dtype;
 use tfcheck::execute::cell::Outcome;
@@ -134,6 +135,17 @@ fn shows_its_finding(test: &str) {
             let (found, sentence) = (&diagnosed[0]["finding"]["found"], &diagnosed[0]["sentence"]);
             assert!(found == "reproduced" || !QUICKLY_NAMED.contains(&test), "{test}: {sentence}");
             assert_ne!(found, "nothing", "{test}: {sentence}");
+            // What is named is what the port does.
+            let known = FINDINGS.iter().find(|known| known.name == test.replace('_', "-"));
+            for mistake in diagnosed[0]["finding"]["mistakes"].as_array().into_iter().flatten() {
+                let alternatives = mistake["alternatives"].as_array().into_iter().flatten();
+                let names: Vec<&str> = std::iter::once(mistake)
+                    .chain(alternatives)
+                    .map(|named| named["hypothesis"].as_str().unwrap())
+                    .collect();
+                let is_made = |made: &&[&str]| names.iter().any(|name| made.contains(name));
+                assert!(known.unwrap().mistakes.iter().any(is_made), "{test}: {sentence}");
+            }
         }
         Outcome::Unsupported { reason } => eprintln!("{}: unsupported: {reason}", name(&path)),
         Outcome::Failed(failure) => eprintln!("{}: failed: {}", name(&path), failure.reason),

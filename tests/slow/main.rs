@@ -10,14 +10,20 @@ mod diagnose;
 mod engine;
 mod expected_metrics;
 mod findings;
+#[path = "../support/fork.rs"]
+mod fork;
 mod gguf_ports;
 mod localize;
 #[path = "../support/made_run.rs"]
 mod made_run;
+#[path = "../support/mistaken.rs"]
+mod mistaken;
 mod modal;
 mod page;
 #[path = "../support/relations.rs"]
 mod planted_relations;
+#[path = "../support/plants/mod.rs"]
+mod plants;
 mod program_size;
 mod public_bugs;
 mod real;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tfcheck::app::cache_folder;
 
-use crate::localize::NEWEST;
+use crate::fork::NEWEST;
 use crate::support::{Sandbox, stderr, stdout};
 
 /// Runs the checkpoints in 5.0.0, the newest release and natively, with these inputs.

@@ -7,11 +7,9 @@ use reference::{Source, Specification, prepare};
 use serde_json::Value;
 use tfcheck::app::cache_folder;
 
-use crate::localize::NEWEST;
+use crate::fork::NEWEST;
+use crate::plants::public::MAKER;
 use crate::support::{Sandbox, fixture, stderr, stdout};
-
-/// The release whose classes and names of weights the checkpoints have.
-const MAKER: &str = "4.57.6";
 
 /// Makes the checkpoints, runs `versions` on them and returns `summary.json`, what the terminal shows, and the sandbox.
 fn run(checkpoints: &[&str], versions: &[&str], attention: &str) -> (Value, String, Sandbox) {

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::localize::newest;
+use crate::fork::newest;
 use crate::planted_relations::{PLANTED, Synthetic, assert_clean, assert_found};
 use crate::support::{Sandbox, fixture, stderr};
 use reference::protocol::{Dtype, Mode};

@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use half::bf16;
 
 use super::elementwise::{scaled, soft_capped};
-use super::{Mask, Rope, accumulation};
+use super::{Mask, Rope, accumulation, coarse};
 use crate::cuda::{self, AttentionShape};
 use crate::deviations::Deviation;
 use crate::error::Result;
@@ -181,13 +181,14 @@ impl Attention {
         let rows = self.num_heads / self.num_kv_heads * seq;
         let q = q.reshape((batch, self.num_kv_heads, rows, self.head_dim))?;
         let scores = q.matmul(&k.t()?)?.reshape((batch, self.num_heads, seq, keys))?;
-        let mut scores = scaled(&scores, self.scale)?;
+        let mut scores = coarse(pass, Deviation::ScoresBf16, scaled(&scores, self.scale)?)?;
         if let Some(cap) = self.soft_cap {
             scores = soft_capped(&scores, cap)?;
         }
         if let Some(bias) = bias {
             scores = scores.broadcast_add(bias)?;
         }
+        let softmax = if pass.deviates(Deviation::SoftmaxBf16) { softmax_in_bf16 } else { softmax };
         let weights =
             pass.step("softmax", scores, softmax)?.reshape((batch, self.num_kv_heads, rows, keys))?;
         let mixed = weights
@@ -216,6 +217,17 @@ pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
     let dtype = scores.dtype();
     let wide = scores.to_dtype(accumulation(dtype))?;
     Ok(candle_nn::ops::softmax_last_dim(&wide)?.to_dtype(dtype)?)
+}
+
+/// Softmax over the last dimension, each of whose steps rounds to bf16; dtype of `scores`.
+fn softmax_in_bf16(scores: &Tensor) -> Result<Tensor> {
+    let dtype = scores.dtype();
+    let rounded = |xs: Tensor| xs.to_dtype(DType::BF16)?.to_dtype(accumulation(dtype));
+    let scores = rounded(scores.clone())?;
+    let largest = scores.max_keepdim(D::Minus1)?;
+    let powers = rounded(rounded(scores.broadcast_sub(&largest)?)?.exp()?)?;
+    let sums = rounded(powers.sum_keepdim(D::Minus1)?)?;
+    Ok(rounded(powers.broadcast_div(&sums)?)?.to_dtype(dtype)?)
 }
 
 /// The parts, such as q, k and v, concatenated; if they already are parts of one buffer, that buffer.

@@ -3,7 +3,8 @@
 use candle_core::{DType, Tensor};
 use half::f16;
 
-use super::accumulation;
+use super::{accumulation, coarse};
+use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Room, finished, product, sum};
 use crate::kernels::Epilogue;
@@ -86,7 +87,10 @@ pub fn limit_f16(xs: Xs) -> Result<Xs> {
 /// # Errors
 /// If the shapes differ.
 pub fn residual(pass: &mut Pass, xs: Xs, h: Xs) -> Result<Xs> {
-    let sum = add(xs, h)?;
+    let mut sum = add(xs, h)?;
+    if pass.deviates(Deviation::ResidualBf16) {
+        sum = coarse(pass, Deviation::ResidualBf16, sum.into_tensor()?)?.into();
+    }
     match pass.postponed_norm() {
         Some(norm) => Ok(norm.normed(pass, sum.tensor()?)?.into()),
         None => Ok(sum),

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::accumulation;
-use super::norm::{fused, root};
+use super::norm::{fused, mean_of_squares, root};
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights};
@@ -100,7 +100,7 @@ impl LayerNorm {
             let mean = (centred.sum_keepdim(D::Minus1)? / size as f64)?;
             centred = centred.broadcast_sub(&mean)?;
         }
-        let variance = (centred.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
+        let variance = mean_of_squares(pass, &centred, size)?;
         let normed = centred.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
         let scaled = normed.broadcast_mul(&self.weight)?;
         let out = match &self.bias {

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::accumulation;
+use super::{accumulation, coarse};
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights, Rows};
@@ -93,7 +93,7 @@ impl RmsNorm {
         if pass.deviates(Deviation::RmsNormCentred) {
             wide = wide.broadcast_sub(&(wide.sum_keepdim(D::Minus1)? / size as f64)?)?;
         }
-        let variance = (wide.sqr()?.sum_keepdim(D::Minus1)? / size as f64)?;
+        let variance = mean_of_squares(pass, &wide, size)?;
         let normed = wide.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
         let out = if self.rounds_before_weight {
             normed.to_dtype(self.weight.dtype())?.broadcast_mul(&self.weight)?
@@ -108,6 +108,13 @@ impl LaterNorm for RmsNorm {
     fn normed(&self, pass: &Pass, xs: &Tensor) -> Result<Tensor> {
         self.apply(pass, xs)
     }
+}
+
+/// The mean of the squares of each row, `[.., 1]`.
+pub(super) fn mean_of_squares(pass: &Pass, rows: &Tensor, size: usize) -> Result<Tensor> {
+    let rounded = |xs: Tensor| coarse(pass, Deviation::NormSumsBf16, xs);
+    let sum = rounded(rounded(rows.sqr()?)?.sum_keepdim(D::Minus1)?)?;
+    rounded((sum / size as f64)?)
 }
 
 /// `sqrt(variance + eps)`.

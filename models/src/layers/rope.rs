@@ -6,9 +6,10 @@ use bounds::config::Refused;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Tensor};
+use half::bf16;
 
 use self::axes::Turn;
-use super::{RopeParameters, RopeScaling};
+use super::{RopeParameters, RopeScaling, coarse};
 use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
 use crate::deviations::Deviation;
 use crate::error::{Error, Result};
@@ -126,7 +127,15 @@ impl RotaryEmbedding {
         }
         let arithmetic = Arithmetic::of(pass.dtype());
         let len = len_of(pass.positions());
-        let tables = self.tables(arithmetic, pass.positions(), len);
+        let tables = if pass.deviates(Deviation::RopeAnglesBf16) {
+            self.coarse_tables(arithmetic, pass.positions(), len)
+        } else if pass.deviates(Deviation::RopeFactorsByPosition) {
+            let of = |&position: &i64| self.tables(arithmetic, &[position], position + 1);
+            let (cos, sin): (Vec<_>, Vec<_>) = pass.positions().iter().map(of).unzip();
+            (cos.concat(), sin.concat())
+        } else {
+            self.tables(arithmetic, pass.positions(), len)
+        };
         self.eager(pass, arithmetic, tables)
     }
 
@@ -151,8 +160,9 @@ impl RotaryEmbedding {
                     Tensor::from_vec(values, shape, pass.device())?
                 }
             };
-            let table = if pass.deviates(Deviation::RopeTablesBf16) {
-                table.to_dtype(DType::BF16)?.to_dtype(table.dtype())?
+            let table = coarse(pass, Deviation::RopeTablesBf16, table)?;
+            let table = if pass.deviates(Deviation::RopeTablesF16) {
+                table.to_dtype(DType::F16)?.to_dtype(table.dtype())?
             } else {
                 table
             };
@@ -285,6 +295,18 @@ impl RotaryEmbedding {
         let turns =
             positions.iter().flat_map(|position| (0..frequencies).map(|frequency| (*position, frequency)));
         self.turned(arithmetic, len, turns)
+    }
+
+    /// As [`Self::tables`], with positions, frequencies, their products, cosines and sines rounded to bf16.
+    fn coarse_tables(&self, arithmetic: Arithmetic, positions: &[i64], len: i64) -> (Vec<f64>, Vec<f64>) {
+        let rounded = |value: f64| bf16::from_f64(value).to_f64();
+        let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
+        let inv_freq: Vec<f64> = inv_freq.into_iter().map(rounded).collect();
+        let angles = positions.iter().flat_map(|&position| {
+            inv_freq.iter().map(move |frequency| rounded(rounded(position as f64) * frequency))
+        });
+        let scaled = |value: f64| rounded(rounded(value) * attention_factor);
+        angles.map(|angle| (scaled(angle.cos()), scaled(angle.sin()))).unzip()
     }
 
     /// Cosines and sines of positions times frequencies, in a sequence that ends at position `len - 1`.

@@ -10,13 +10,14 @@ use reference::protocol::{Attention, Dtype, Mode};
 use super::localize::{EndOfRun, check_digests, check_names, renewed};
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
 use crate::execute::at_once::at_once;
-use crate::hunt::diagnose::{self, DiagnoseError, Diagnosed, Request, Side, Tokens};
+use crate::hunt::diagnose::{self, DiagnoseError, Diagnosed, Diagnosis, Request, Side, Tokens};
 use crate::judge::findings::{Findings, findings};
 use crate::judge::view::RunView;
 use crate::results::RunFolder;
 use crate::spec::machine::Machine;
 use crate::spec::plan::CellPlan;
 use crate::spec::variant::{Runner, Variant};
+use compare::verdict::Decision;
 
 /// A pair to diagnose.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +114,11 @@ impl EndOfRun<'_> {
         }
         let begun = Instant::now();
         let mut representatives = self.representatives(&findings(view), view);
+        for found in self.rounding_worse(view) {
+            if representatives.iter().all(|(_, [_, suspect])| !is_of_a_program(suspect, found.1[1])) {
+                representatives.push(found);
+            }
+        }
         // The hypotheses are about models of text.
         representatives.retain(|(index, _)| self.cases[*index].inputs.tensors.is_empty());
         // No mistake of the table changes the shape of the logits.
@@ -167,6 +173,39 @@ impl EndOfRun<'_> {
             .diagnose(pair)
     }
 
+    /// For each checkpoint, each program or port that rounds worse in 16 bits than the native model in the eager backend, on
+    /// the case with the most tokens.
+    fn rounding_worse(&self, view: &RunView) -> Vec<(usize, [&CellPlan; 2])> {
+        let plan = self.request.plan;
+        let mut chosen: BTreeMap<(usize, String), (usize, [&CellPlan; 2])> = BTreeMap::new();
+        for (index, case) in view.cases.iter().enumerate() {
+            if plan.cases[index].inputs.prefill().is_some() {
+                continue;
+            }
+            let cell =
+                |name: &str| plan.cells.iter().find(|cell| cell.case == index && cell.variant.name() == name);
+            for verdict in &case.verdicts {
+                let Decision::WorseRounding { worse } = &verdict.decision else { continue };
+                let better = if *worse == verdict.a { &verdict.b } else { &verdict.a };
+                let (Some(trusted), Some(suspect)) = (cell(better), cell(worse)) else { continue };
+                let is_native =
+                    trusted.variant.runner == Runner::Candle && trusted.variant.mode == Mode::Eager;
+                let dtype = suspect.variant.dtype;
+                let is_narrow = [Dtype::Bf16, Dtype::F16].contains(&dtype) && trusted.variant.dtype == dtype;
+                if !is_native || !is_narrow || loads_any_folder(suspect) {
+                    continue;
+                }
+                let key = (plan.cases[index].checkpoint, worse.clone());
+                let tokens = |index: usize| self.cases[index].inputs.input_ids.len();
+                let place = chosen.entry(key).or_insert((index, [trusted, suspect]));
+                if tokens(index) > tokens(place.0) {
+                    *place = (index, [trusted, suspect]);
+                }
+            }
+        }
+        chosen.into_values().collect()
+    }
+
     /// For each group of each checkpoint, the case in which it diverges that has the most tokens among those without padding
     /// (among all if there are none), with a member of group A and one of the group. Padding would add a second fault to the
     /// many ports that take no mask.
@@ -216,6 +255,12 @@ impl EndOfRun<'_> {
         }
         kept
     }
+}
+
+/// Whether two cells are of one program, in whatever dtype.
+fn is_of_a_program(a: &CellPlan, b: &CellPlan) -> bool {
+    let (a, b) = (&a.variant, &b.variant);
+    (a.runner, &a.version, a.mode) == (b.runner, &b.version, b.mode)
 }
 
 /// Takes at most `most` representatives of different cases, because those of one case write to one folder.
@@ -280,7 +325,35 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
+    /// Diagnoses the suspect. Of two versions of transformers the trusted one may be the one that has the mistake, so that each
+    /// is made to commit those of the other, in half of the time.
     fn diagnose(&self, [trusted, suspect]: [&CellPlan; 2]) -> Result<Diagnosed, DiagnoseError> {
+        let is_either = [trusted, suspect].iter().all(|cell| cell.variant.runner == Runner::Transformers);
+        if !is_either {
+            return self.diagnose_in([trusted, suspect], self.budget);
+        }
+        let begun = Instant::now();
+        let first = self.diagnose_in([trusted, suspect], self.budget / 2)?;
+        if matches!(first.finding, Diagnosis::Reproduced { .. } | Diagnosis::Nothing) {
+            return Ok(first);
+        }
+        let left = self.budget.saturating_sub(begun.elapsed());
+        let second = self.diagnose_in([suspect, trusted], left);
+        Ok(match second {
+            Ok(mut second) if matches!(second.finding, Diagnosis::Reproduced { .. }) => {
+                second.elapsed_ns = begun.elapsed().as_nanos() as u64;
+                second
+            }
+            Err(DiagnoseError::Interrupted) => return Err(DiagnoseError::Interrupted),
+            _ => Diagnosed { elapsed_ns: begun.elapsed().as_nanos() as u64, ..first },
+        })
+    }
+
+    fn diagnose_in(
+        &self,
+        [trusted, suspect]: [&CellPlan; 2],
+        budget: Duration,
+    ) -> Result<Diagnosed, DiagnoseError> {
         let side = |cell: &CellPlan| {
             let runner = self
                 .runners
@@ -303,7 +376,7 @@ impl Pair<'_> {
             tolerances: &tolerances,
             folder: self.logs,
             timeout: Duration::from_secs(config.run.timeout_s),
-            budget: self.budget,
+            budget,
             stop: self.request.stop,
         })
     }

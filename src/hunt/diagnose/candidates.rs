@@ -10,6 +10,8 @@ use super::side::Apart;
 /// Share of a difference that an explanation may leave, besides being within rounding: a small difference must not count as
 /// explained because a mistake happens to lower it a little.
 const MOST_LEFT: f64 = 0.05;
+/// Largest share of the difference that one of two mistakes may leave, if the other is looked for first in its family.
+const MOST_OF_ONE: f64 = 0.9;
 /// Combinations of each size that are extended.
 const BEAM: usize = 6;
 
@@ -40,8 +42,18 @@ pub(super) fn extended(
     from: &Candidate,
     stage: &Stage,
 ) -> Result<Vec<Candidate>, DiagnoseError> {
+    extended_by(lab, from, stage, |_| true)
+}
+
+/// [`extended`] by some rows of the table.
+fn extended_by(
+    lab: &mut Lab,
+    from: &Candidate,
+    stage: &Stage,
+    is_meant: impl Fn(&Hypothesis) -> bool,
+) -> Result<Vec<Candidate>, DiagnoseError> {
     let mut edited: Vec<(&'static Hypothesis, Draft)> = Vec::new();
-    for row in hypotheses() {
+    for row in hypotheses().filter(|row| is_meant(row)) {
         if from.causes.iter().any(|known| known.name() == row.name) {
             continue;
         }
@@ -109,6 +121,23 @@ pub(super) fn combined(
         }
     }
     pairs(lab, singles, stage, base)
+}
+
+/// The single mistake that lowers the error most with another one of its family: ports that have one of them often have both, and
+/// these are few forward passes.
+pub(super) fn kindred(
+    lab: &mut Lab,
+    singles: &[Candidate],
+    stage: &Stage,
+    base: Apart,
+) -> Result<Option<Candidate>, DiagnoseError> {
+    let least = singles.iter().min_by(|a, b| a.apart.relative_l2.total_cmp(&b.apart.relative_l2));
+    let Some(least) = least.filter(|least| least.apart.relative_l2 < MOST_OF_ONE * base.relative_l2) else {
+        return Ok(None);
+    };
+    let is_of_a_family =
+        |row: &Hypothesis| least.causes.iter().any(|cause| are_of_a_family(cause.name(), row.name));
+    Ok(closing(&extended_by(lab, least, stage, is_of_a_family)?, base))
 }
 
 /// Two mistakes of one family that explain a stage together, though each alone may raise the error.

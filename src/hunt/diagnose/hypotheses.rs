@@ -13,7 +13,7 @@ mod windows;
 use serde_json::Value;
 
 use super::draft::Draft;
-pub(super) use embeddings::scale_embedding;
+pub(super) use embeddings::{nudge_embedding, scale_embedding};
 pub(super) use rotary::set_base as set_rotary_base;
 pub(super) use scores::scale_scores;
 
@@ -47,6 +47,11 @@ const FAMILIES: &[&[Hypothesis]] = &[
 /// Every row.
 pub fn hypotheses() -> impl Iterator<Item = &'static Hypothesis> {
     FAMILIES.iter().copied().flatten()
+}
+
+/// The rows that round what is computed in a wider dtype.
+pub(super) fn coarse() -> impl Iterator<Item = &'static Hypothesis> {
+    hypotheses().filter(|row| row.name.ends_with("-bf16") || row.name.ends_with("-f16"))
 }
 
 /// Whether two rows are of one family.

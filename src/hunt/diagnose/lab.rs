@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rayon::prelude::*;
-use reference::protocol::Dtype;
+use reference::protocol::{Dtype, Positions};
 
 use super::draft::{Draft, Original};
 use super::native;
@@ -27,6 +27,17 @@ pub(super) struct Stage {
     pub(super) tokens: Tokens,
     surgery: Surgery,
     suspect: Output,
+}
+
+impl Stage {
+    pub(super) fn suspect(&self) -> &Output {
+        &self.suspect
+    }
+
+    /// The positions whose logits the suspect gives.
+    pub(super) fn positions(&self) -> Positions {
+        self.suspect.positions
+    }
 }
 
 /// A stage of the whole network: one input, and how far the sides are apart on it as they are.
@@ -58,6 +69,8 @@ pub(super) struct Lab<'a> {
     /// Rows of the table that apply.
     pub(super) hypotheses: usize,
     pub(super) trials: Vec<Trial>,
+    /// Largest relative L2 that counts as agreement, where it was measured.
+    pub(super) limit: Option<f64>,
 }
 
 impl<'a> Lab<'a> {
@@ -77,6 +90,7 @@ impl<'a> Lab<'a> {
             notes: Vec::new(),
             hypotheses: 0,
             trials: Vec::new(),
+            limit: None,
         })
     }
 
@@ -174,7 +188,9 @@ impl<'a> Lab<'a> {
 
     /// Lengths of a second input, the best one first.
     fn lengths(&self) -> Vec<usize> {
-        let (seq, longest) = (self.request.tokens.seq, self.longest().max(1));
+        let seq = self.request.tokens.seq;
+        // The model takes the case's length, whatever its config states.
+        let longest = self.longest().max(seq);
         let mut lengths =
             vec![(seq + (seq / 3).max(5)).min(longest), (2 * seq).min(longest), seq.min(longest)];
         lengths.dedup();
@@ -265,6 +281,15 @@ impl<'a> Lab<'a> {
         let (one, other) = (self.trusted(one, stage)?, self.trusted(other, stage)?);
         let (Ok(one), Ok(other)) = (one, other) else { return Ok(Apart::UNKNOWN) };
         Ok(apart([&one, &other], &stage.tokens, self.dtype, self.request.tolerances))
+    }
+
+    /// The trusted side's logits of `tokens` with the edits of `draft`.
+    pub(super) fn output(
+        &mut self,
+        draft: &Draft,
+        tokens: &Tokens,
+    ) -> Result<Result<Output, NoResult>, DiagnoseError> {
+        self.run(draft, &draft.inputs(tokens), false)
     }
 
     /// The trusted side's logits with the edits of `draft`.

@@ -56,5 +56,6 @@ pub(super) fn run(
         positions: Positions::All,
         values: values.map_err(|error| failed(error.to_string()))?,
         is_f64: dtype == DType::F64,
-    })
+    }
+    .of_positions())
 }

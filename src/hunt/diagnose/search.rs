@@ -1,7 +1,7 @@
 //! The search for the mistakes under which the trusted side gives the suspect's logits: one by one, part by part of the
 //! network, and combined.
 
-use super::candidates::{Candidate, applied, closes, closing, combined, extended};
+use super::candidates::{Candidate, applied, closes, closing, combined, extended, kindred};
 use super::causes::Cause;
 use super::draft::Draft;
 use super::hypotheses::hypotheses;
@@ -43,6 +43,9 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
         let alike: Vec<Candidate> =
             singles.iter().filter(|candidate| closes(candidate.apart, *base)).skip(1).cloned().collect();
         let is_single = found.is_some();
+        if found.is_none() {
+            found = kindred(lab, &singles, stage, *base)?;
+        }
         if found.is_none() && parts.is_none() {
             let peeled = surgery::peel(lab, &none, stage)?;
             if closes(lab.apart(&peeled.candidate.draft, stage)?, *base) {

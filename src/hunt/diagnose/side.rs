@@ -39,10 +39,31 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// A classifier's scores, `[batch, num_labels]`, as logits of one position.
+    pub(super) fn of_positions(mut self) -> Self {
+        if self.shape.len() == 2 {
+            self.shape.insert(1, 1);
+            self.positions = Positions::Last;
+        }
+        self
+    }
+
     /// Changes each position's logits.
     pub(super) fn edit(&mut self, edit: impl Fn(&mut [f64])) {
         let width = self.shape.last().copied().unwrap_or(1).max(1);
         self.values.chunks_mut(width).for_each(edit);
+    }
+
+    /// The logits of the last position alone, where others give those alone.
+    pub(super) fn at(&self, positions: Positions) -> Self {
+        let (width, seq) = match self.shape.as_slice() {
+            &[_, seq, width] if positions == Positions::Last && self.positions == Positions::All => {
+                (width, seq)
+            }
+            _ => return self.clone(),
+        };
+        let rows = self.values.chunks(seq * width).flat_map(|row| row[(seq - 1) * width..].iter().copied());
+        Self { shape: vec![self.shape[0], 1, width], positions, values: rows.collect(), is_f64: self.is_f64 }
     }
 
     fn logits(&self) -> Option<Logits> {
@@ -146,12 +167,9 @@ impl<'a> Process<'a> {
             .ok()
             .and_then(|file| decoded(&file.tensor(reference::protocol::LOGITS).ok()?));
         let values = read.ok_or_else(|| missing(format!("{} holds no logits", path.display())))?;
-        Ok(Output {
-            is_f64: values.dtype == safetensors::Dtype::F64,
-            shape: values.shape,
-            positions: forwarded.positions,
-            values: values.data,
-        })
+        let is_f64 = values.dtype == safetensors::Dtype::F64;
+        Ok(Output { shape: values.shape, positions: forwarded.positions, values: values.data, is_f64 }
+            .of_positions())
     }
 
     fn ask(&mut self, ask: &Ask) -> Result<Reply, NoResult> {

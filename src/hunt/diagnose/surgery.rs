@@ -10,16 +10,18 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::candidates::{Candidate, closing, combined, extended};
+use super::candidates::{Candidate, closes, combined, extended};
 use super::draft::Draft;
 use super::fit::fitted;
 use super::hypotheses::set_rotary_base;
 use super::lab::{Lab, Stage, Surgery};
-use super::parts::{Block, Part as Projection, end_of, heads, layers, slices};
+use super::parts::{Block, Part as Projection, end_of, heads, is_bias, layers, slices};
 use super::side::Apart;
 use super::tokens::Tokens;
 use super::{DiagnoseError, Part};
 
+/// Seed of the tokens on which a part is looked at again.
+const OTHER_SEED: u64 = 50;
 /// Most mistakes that are combined on one part of the network.
 const DEPTH: usize = 3;
 
@@ -144,8 +146,11 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
         if left.iter().any(covered) {
             continue;
         }
-        match explained(lab, &peeled.candidate, &stage, base)? {
-            Some(candidate) if !spoils(lab, &peeled.candidate, &candidate, view, whole)? => {
+        match explained(lab, &peeled.candidate, view, &stage, base)? {
+            Some(candidate)
+                if shows_all(lab, &peeled.candidate, &candidate, view, whole)?
+                    && !spoils(lab, &peeled.candidate, &candidate, view, whole)? =>
+            {
                 let new = candidate.causes.len() - peeled.candidate.causes.len();
                 peeled.proven.extend(vec![alone(view); new]);
                 peeled.candidate = candidate;
@@ -155,6 +160,24 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
     }
     peeled.parts = parts(lab, &left, whole, &peeled.candidate)?;
     Ok(peeled)
+}
+
+/// Whether a view shows all that its new mistakes change. Where queries and keys are zero, a mistake in the order of key heads
+/// looks the same as one in that of values alone, so that the whole attention must agree as well.
+fn shows_all(
+    lab: &mut Lab,
+    before: &Candidate,
+    after: &Candidate,
+    view: View,
+    whole: &Stage,
+) -> Result<bool, DiagnoseError> {
+    let is_of_heads = |cause: &super::causes::Cause| cause.name().starts_with("kv-heads");
+    if view.piece != Piece::Uniform || !after.causes[before.causes.len()..].iter().any(is_of_heads) {
+        return Ok(true);
+    }
+    let attention = View { piece: Piece::Attention, ..view };
+    let Ok(stage) = lab.stage(&whole.tokens, attention.surgery())? else { return Ok(false) };
+    Ok(lab.apart(&after.draft, &stage)?.is_rounding)
 }
 
 /// Whether what makes one layer's block agree makes the same block of another layer depart: a mistake of the table or a factor
@@ -175,21 +198,39 @@ fn spoils(
     Ok(false)
 }
 
-/// `candidate` with further mistakes that make the stage agree.
+/// `candidate` with further mistakes that make the view agree, on the stage and on other tokens: on one position alone, a factor
+/// replaces whatever scales it.
 fn explained(
     lab: &mut Lab,
     candidate: &Candidate,
+    view: View,
     stage: &Stage,
     base: Apart,
 ) -> Result<Option<Candidate>, DiagnoseError> {
+    let seq = stage.tokens.seq;
+    let longest = lab.longest().max(seq);
+    let tokens = stage.tokens.other((seq + 3).min(longest), lab.vocabulary(), OTHER_SEED);
+    let other = lab.stage(&tokens, view.surgery())?.ok();
+    let holds = |lab: &mut Lab, found: &Candidate| match &other {
+        Some(stage) => lab.apart(&found.draft, stage).map(|apart| apart.is_rounding),
+        None => Ok(true),
+    };
     let singles = extended(lab, candidate, stage)?;
-    if let Some(found) = closing(&singles, base) {
+    for found in singles.iter().filter(|found| closes(found.apart, base)) {
+        if holds(lab, found)? {
+            return Ok(Some(found.clone()));
+        }
+    }
+    if let Some(found) = fitted(lab, candidate, stage, base)?
+        && holds(lab, &found)?
+    {
         return Ok(Some(found));
     }
-    match fitted(lab, candidate, stage, base)? {
-        Some(found) => Ok(Some(found)),
-        None => combined(lab, &singles, stage, base, DEPTH),
-    }
+    let found = combined(lab, &singles, stage, base, DEPTH)?;
+    Ok(match found {
+        Some(found) if holds(lab, &found)? => Some(found),
+        _ => None,
+    })
 }
 
 /// `layer 1's MLP alone`.
@@ -251,7 +292,7 @@ fn mask_or_values(
     let one = whole.tokens.part(0, 1);
     Ok(match differs(lab, view, &unpadded(&one), candidate)? {
         // One token attends to itself alone, whatever the mask.
-        Some(false) => "mask",
+        Some(false) => "mask or softmax",
         Some(true) => "values or output projection",
         None => "mask or values",
     })
@@ -281,11 +322,37 @@ fn rotation_or_scores(
         .flatten()
         .any(|text| ["\"yarn\"", "\"longrope\"", "\"su\""].iter().any(|scaling| text.contains(scaling)));
     Ok(match asked {
-        [Some(false), _] | [_, Some(false)] => "rotation",
+        // Without rotation, the bias of the keys adds the same to the scores of every key, which a softmax does not show.
+        [Some(false), _] | [_, Some(false)] => match without_key_bias(lab, view, whole, candidate)? {
+            Some(false) => "bias of keys",
+            _ => "rotation",
+        },
         [Some(true), Some(true)] if has_factor => "scores, or the factor of cos and sin",
         [Some(true), Some(true)] => "scores",
         _ => "scores or rotation",
     })
+}
+
+/// Whether the sides differ where the keys of neither have a bias; `None` if they have none.
+fn without_key_bias(
+    lab: &mut Lab,
+    view: View,
+    whole: &Stage,
+    candidate: &Candidate,
+) -> Result<Option<bool>, DiagnoseError> {
+    let is_bias_of_keys = |slice: &super::parts::Slice| is_bias(&slice.name);
+    if !slices(&lab.plain(), &[Projection::Key]).iter().any(is_bias_of_keys) {
+        return Ok(None);
+    }
+    let surgery: Surgery = Arc::new(move |draft| {
+        view.operate(draft);
+        for slice in slices(draft, &[Projection::Key]).iter().filter(|slice| is_bias(&slice.name)) {
+            slice.clear(draft);
+        }
+    });
+    let Ok(stage) = lab.stage(&whole.tokens, surgery)? else { return Ok(None) };
+    let apart = lab.apart(&candidate.draft, &stage)?;
+    Ok(apart.relative_l2.is_finite().then_some(!apart.is_rounding))
 }
 
 fn mlp(draft: &Draft, layer: usize) -> &'static str {

@@ -42,7 +42,8 @@ impl Tokens {
         self.attention_mask.contains(&0)
     }
 
-    /// Other tokens of another length, drawn from `vocabulary` with `seed`; the sides and shares of padding stay.
+    /// Other tokens of another length, drawn from `vocabulary` with `seed`. The sides and shares of padding stay, in the other
+    /// order of rows: a mistake about padding may be one about a row.
     pub(super) fn other(&self, seq: usize, vocabulary: usize, seed: u64) -> Self {
         let mut state = seed;
         // Small ids are special tokens in most vocabularies, and padding counts as none.
@@ -53,6 +54,7 @@ impl Tokens {
         };
         let mut made = Self { seq, input_ids: vec![], attention_mask: vec![], position_ids: vec![], ..*self };
         for row in 0..self.batch {
+            let row = self.batch - 1 - row;
             let mask = &self.attention_mask[row * self.seq..(row + 1) * self.seq];
             let missing = mask.iter().filter(|&&real| real == 0).count() * seq / self.seq;
             let missing = missing.min(seq - 1);

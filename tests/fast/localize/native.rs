@@ -1,6 +1,6 @@
 //! Plants bugs in native checkpoints, of each class found in candle's ports and forks, and localises them.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use compare::verdict::Decision;
 use reference::protocol::{Dtype, Load, Mode};
 use serde_json::{Value, json};
@@ -8,7 +8,8 @@ use tfcheck::execute::runner::Runner;
 use tfcheck::hunt::localize::{Finding, LocalizeError, Localized, Options};
 
 use crate::engine::InProcess;
-use crate::setting::{Setting, Tensors, write_inputs};
+use crate::plants::{Edit, Plant, text};
+use crate::setting::Setting;
 
 pub(super) fn divergence<'a>(name: &str, found: &'a Localized) -> &'a tfcheck::hunt::localize::Divergence {
     match &found.finding {
@@ -46,209 +47,78 @@ pub(super) fn assert_bug(
     assert_found(name, &setting.localize(right, wrong), path, between);
 }
 
-/// Sets `key` of the wrong side's config to `value` and asserts that the bug is localised to `path`.
-fn config_fault(checkpoint: &str, key: &str, value: &Value, path: &str) {
-    config_fault_between(checkpoint, key, value, path, None);
-}
-
-fn config_fault_between(
-    checkpoint: &str,
-    key: &str,
-    value: &Value,
-    path: &str,
-    between: Option<[Option<&str>; 2]>,
-) {
-    let setting = Setting::new(checkpoint);
-    let changed = setting.changed(
-        |config| {
-            assert_ne!(config[key], *value, "{checkpoint}: {key} is no fault");
-            config[key] = value.clone();
-            // `rope_parameters` holds the same settings in the newer spelling and would take precedence.
-            config.as_object_mut().unwrap().remove("rope_parameters");
-        },
-        |_| (),
-    );
-    let right = setting.load(Mode::Eager, Dtype::F32);
-    let wrong = Load { checkpoint: changed, ..right.clone() };
-    assert_bug(&format!("{checkpoint} with {key} {value}"), &setting, (right, wrong), path, between);
-}
-
-fn weight_fault(checkpoint: &str, weights: impl FnOnce(&mut Tensors), path: &str) {
-    let setting = Setting::new(checkpoint);
-    let changed = setting.changed(|_| (), weights);
-    let right = setting.load(Mode::Eager, Dtype::F32);
-    let wrong = Load { checkpoint: changed, ..right.clone() };
-    assert_bug(checkpoint, &setting, (right, wrong), path, None);
+/// Asserts that each bug of a table of plants is localised to its module, on the inputs of `setting`.
+pub(super) fn are_localised(plants: Vec<Plant>, setting: fn(&str) -> Setting) {
+    for plant in plants {
+        let setting = setting(plant.checkpoint);
+        if let Edit::Key(key, value) = &plant.edit {
+            let config = std::fs::read_to_string(setting.checkpoint().join("config.json")).unwrap();
+            let config: Value = serde_json::from_str(&config).unwrap();
+            assert_ne!(config[*key], *value, "{}: {key} is no fault", plant.checkpoint);
+        }
+        let right = setting.load(Mode::Eager, Dtype::F32);
+        let wrong = plant.committed(&right, &setting.folder.path().join("changed"));
+        assert_bug(&plant.name(), &setting, (right, wrong), &plant.module, plant.between);
+    }
 }
 
 #[test]
 fn a_wrong_epsilon_is_localised_to_the_first_norm() {
-    config_fault("llama:tiny", "rms_norm_eps", &json!(1e-6), "model.layers.0.input_layernorm");
-    config_fault("gpt2", "layer_norm_epsilon", &json!(1e-5), "transformer.h.0.ln_1");
-    config_fault("bert", "layer_norm_eps", &json!(1e-12), "bert.embeddings.LayerNorm");
-    config_fault("olmo2", "rms_norm_eps", &json!(1e-6), "model.layers.0.self_attn.q_norm");
+    are_localised(text::epsilons(), Setting::new);
 }
 
 #[test]
 fn a_wrong_rotation_is_localised_to_the_first_layers_queries() {
-    let rope = "model.layers.0.self_attn.rope_q";
-    config_fault("llama:tiny", "rope_theta", &json!(10_000.0), rope);
-    for scaled in ["llama:linear", "llama:dynamic", "llama:yarn", "llama:llama3"] {
-        config_fault(scaled, "rope_scaling", &Value::Null, rope);
-    }
-    config_fault("phi", "partial_rotary_factor", &json!(1.0), rope);
-    // One rope base for all layers.
-    config_fault("gemma3_text", "rope_local_base_freq", &json!(50_000.0), rope);
-    config_fault("gemma3_text", "rope_theta", &json!(500.0), "model.layers.1.self_attn.rope_q");
-    config_fault("gpt_neox", "rotary_pct", &json!(0.5), "gpt_neox.layers.0.attention.rope_q");
+    are_localised(text::rotations(), Setting::new);
 }
 
 #[test]
 fn a_wrong_window_is_localised_to_the_first_windowed_layers_mask() {
-    let mask = "model.layers.0.self_attn.mask";
-    for window in [json!(7), json!(9), Value::Null] {
-        config_fault("mistral", "sliding_window", &window, mask);
-    }
-    config_fault("qwen2:window", "max_window_layers", &json!(3), "model.layers.2.self_attn.mask");
-    config_fault("qwen2:window-off", "use_sliding_window", &json!(true), "model.layers.2.self_attn.mask");
+    are_localised(text::windows(), Setting::new);
 }
 
 #[test]
 fn attended_padding_is_localised_to_the_mask() {
     let setting = Setting::new("llama:tiny");
-    let inputs = setting.folder.path().join("unmasked.safetensors");
-    write_inputs(&inputs, false);
     let right = setting.load(Mode::Eager, Dtype::F32);
-    let wrong = Load { inputs, ..right.clone() };
+    let plant = text::padding().remove(0);
+    let wrong = plant.committed(&right, &setting.folder.path().join("changed"));
     let verdict = setting.verdict(&right, &wrong);
     assert_eq!(verdict.decision, Decision::Diverged, "{}", verdict.evidence);
     let found = setting.localize(right, wrong);
-    assert_found("unmasked padding", &found, "model.layers.0.self_attn.mask", None);
+    assert_found("unmasked padding", &found, &plant.module, None);
     let worst = divergence("padding", &found).worst.unwrap();
     assert_eq!(worst.row, 1, "the padded row departs: {worst:?}");
 }
 
 #[test]
 fn a_wrong_scale_or_soft_cap_is_localised_to_the_scores() {
-    config_fault("granite", "attention_multiplier", &json!(0.25), "model.layers.0.self_attn.scores");
-    config_fault("gemma2", "attn_logit_softcapping", &json!(50.0), "model.layers.0.self_attn.scores");
-    config_fault("gemma2", "query_pre_attn_scalar", &json!(24), "model.layers.0.self_attn.scores");
-    config_fault("gpt2", "scale_attn_weights", &json!(false), "transformer.h.0.attn.scores");
-    config_fault("gpt2", "scale_attn_by_inverse_layer_idx", &json!(true), "transformer.h.1.attn.scores");
-    // Layer 1 has no rotation on one side, so the scores are the first step that both sides have.
-    config_fault("smollm3", "no_rope_layers", &json!([1, 1, 1, 0]), "model.layers.1.self_attn.scores");
+    are_localised(text::scores(), Setting::new);
 }
 
 #[test]
 fn a_wrong_activation_is_localised_to_the_activation() {
-    config_fault("llama:tiny", "hidden_act", &json!("gelu"), "model.layers.0.mlp.act_fn");
-    config_fault("starcoder2", "hidden_act", &json!("gelu"), "model.layers.0.mlp.act");
-    config_fault("gpt2", "activation_function", &json!("gelu"), "transformer.h.0.mlp.act");
+    are_localised(text::activations(), Setting::new);
 }
 
 #[test]
 fn a_missing_multiplier_is_localised_to_the_code_between_the_modules() {
-    let first = "model.layers.0";
-    config_fault_between(
-        "granite",
-        "embedding_multiplier",
-        &json!(1.0),
-        "model",
-        Some([Some("model.embed_tokens"), Some(first)]),
-    );
-    config_fault_between(
-        "granite",
-        "residual_multiplier",
-        &json!(1.0),
-        first,
-        Some([Some("model.layers.0.self_attn"), Some("model.layers.0.post_attention_layernorm")]),
-    );
-    let head = Some([Some("lm_head"), None]);
-    config_fault_between("granite", "logits_scaling", &json!(1.0), "(root)", head);
-    config_fault_between("gemma2", "final_logit_softcapping", &json!(30.0), "(root)", head);
-    config_fault_between("cohere", "logit_scale", &json!(1.0), "(root)", head);
-    config_fault_between(
-        "gpt_neox",
-        "use_parallel_residual",
-        &json!(false),
-        "gpt_neox.layers.0",
-        Some([Some("gpt_neox.layers.0.attention"), Some("gpt_neox.layers.0.post_attention_layernorm")]),
-    );
+    are_localised(text::multipliers(), Setting::new);
 }
 
 #[test]
 fn a_wrong_choice_of_experts_is_localised_to_the_experts() {
-    config_fault("mixtral", "num_experts_per_tok", &json!(1), "model.layers.0.mlp.experts");
-    config_fault_between(
-        "qwen3_moe",
-        "norm_topk_prob",
-        &json!(false),
-        "model.layers.0.mlp.experts",
-        Some([Some("model.layers.0.mlp.experts.5.down_proj"), None]),
-    );
+    are_localised(text::experts(), Setting::new);
 }
 
 #[test]
 fn a_wrong_weight_is_localised_to_its_module() {
-    let swapped = |tensors: &mut Tensors| {
-        let [a, b] = ["input_layernorm", "post_attention_layernorm"]
-            .map(|name| format!("model.layers.1.{name}.weight"));
-        let (one, other) = (tensors[&a].clone(), tensors[&b].clone());
-        tensors.insert(a, other);
-        tensors.insert(b, one);
-    };
-    weight_fault("llama:tiny", swapped, "model.layers.1.input_layernorm");
-    let zeroed = |name: &'static str| {
-        move |tensors: &mut Tensors| {
-            let zeros = tensors[name].zeros_like().unwrap();
-            tensors.insert(name.to_owned(), zeros);
-        }
-    };
-    for module in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-        let path = format!("model.layers.2.self_attn.{module}");
-        let name: &'static str = format!("{path}.bias").leak();
-        weight_fault("llama:bias", zeroed(name), &path);
-    }
-    weight_fault("llama:mlp-bias", zeroed("model.layers.1.mlp.up_proj.bias"), "model.layers.1.mlp.up_proj");
-    weight_fault(
-        "qwen3",
-        zeroed("model.layers.3.self_attn.k_norm.weight"),
-        "model.layers.3.self_attn.k_norm",
-    );
-    let tied = |tensors: &mut Tensors| {
-        let embedding = tensors["model.embed_tokens.weight"].clone();
-        tensors.insert("lm_head.weight".to_owned(), embedding);
-    };
-    weight_fault("llama:tiny", tied, "lm_head");
-    let reversed = |tensors: &mut Tensors| {
-        // Key heads in another order: each query attends to another key head.
-        let name = "model.layers.0.self_attn.k_proj.weight";
-        let heads = tensors[name].chunk(2, 0).unwrap();
-        let swapped = Tensor::cat(&[&heads[1], &heads[0]], 0).unwrap();
-        tensors.insert(name.to_owned(), swapped);
-    };
-    weight_fault("llama:tiny", reversed, "model.layers.0.self_attn.k_proj");
-    let rounded = |tensors: &mut Tensors| {
-        let name = "model.norm.weight";
-        let rounded = tensors[name].to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
-        tensors.insert(name.to_owned(), rounded);
-    };
-    weight_fault("llama:tiny", rounded, "model.norm");
+    are_localised(text::weights(), Setting::new);
 }
 
 #[test]
 fn an_interleaved_rotation_is_localised_to_the_query_projection() {
-    // Reordering the rows of the projections makes the half-split rotation equal to an interleaved one.
-    let interleaved = |tensors: &mut Tensors| {
-        for (name, tensor) in tensors.iter_mut() {
-            if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") {
-                let (rows, inner) = tensor.dims2().unwrap();
-                let pairs = tensor.reshape((rows / 16, 8, 2, inner)).unwrap().transpose(1, 2).unwrap();
-                *tensor = pairs.contiguous().unwrap().reshape((rows, inner)).unwrap();
-            }
-        }
-    };
-    weight_fault("mistral", interleaved, "model.layers.0.self_attn.q_proj");
+    are_localised(text::pairings(), Setting::new);
 }
 
 /// Shifts all positions by `first`; the wrong side gets `wrong(position)` instead of each position.

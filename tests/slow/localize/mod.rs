@@ -2,12 +2,9 @@
 
 mod forks;
 mod planted_rounding;
-mod plants;
 mod rounding;
 mod routers;
 mod twins;
-
-pub(crate) use forks::{NEWEST, newest};
 
 use std::path::Path;
 

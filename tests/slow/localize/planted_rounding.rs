@@ -1,8 +1,9 @@
 //! Plants changes that affect rounding only in an editable fork of transformers: attention's sum over keys in another order,
 //! and in bf16. The verdict must never be *diverged*.
 
-use super::forks::{Fork, NEWEST, verdict};
-use super::plants::{NONE, Plant};
+use super::forks::verdict;
+use crate::fork::{Fork, NEWEST};
+use crate::plants::fork::{NONE, Plant};
 use crate::support::{Sandbox, stderr};
 
 /// What is planted for one architecture.

@@ -15,8 +15,8 @@ use tfcheck::hunt::localize::{Finding, Options};
 use tfcheck::spec::variant::measured_dtype;
 use tfcheck::spec::variant::{Variant, attention_name, dtype_name, mode_name};
 
-use super::forks::newest;
 use crate::engine::InProcess;
+use crate::fork::newest;
 use crate::setting::{Setting, Tensors};
 
 const HALVES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];

@@ -8,9 +8,9 @@ use reference::protocol::{Dtype, Load, Mode};
 use tfcheck::execute::runner::{ProcessRunner, Runner};
 use tfcheck::hunt::localize::{Finding, Localized, Options};
 
-use super::forks::{Fork, newest};
-use super::plants::{Branch, NONE, Plant};
 use crate::engine::InProcess;
+use crate::fork::{Fork, newest};
+use crate::plants::fork::{Branch, NONE, Plant};
 use crate::setting::Setting;
 
 const FAULTS: Branch = &[

@@ -15,6 +15,26 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.deviate(Deviation::MaskExcludesItself);
     }),
     row("rope-tables-bf16", "rotary tables in bf16", |draft| draft.deviate(Deviation::RopeTablesBf16)),
+    row("rope-tables-f16", "rotary tables in f16", |draft| draft.deviate(Deviation::RopeTablesF16)),
+    row("rope-angles-bf16", "positions, frequencies and angles of the rotation in bf16", |draft| {
+        draft.deviate(Deviation::RopeAnglesBf16);
+    }),
+    row(
+        "rope-factors-by-position",
+        "short factors before the original length and long ones behind it",
+        |draft| {
+            let has_factors = ["rope_scaling", "rope_parameters"]
+                .iter()
+                .any(|key| draft.config.get(*key).is_some_and(|rope| rope.get("long_factor").is_some()));
+            if has_factors {
+                draft.deviate(Deviation::RopeFactorsByPosition);
+            }
+        },
+    ),
+    row("scores-bf16", "scores in bf16", |draft| draft.deviate(Deviation::ScoresBf16)),
+    row("softmax-bf16", "the softmax in bf16", |draft| draft.deviate(Deviation::SoftmaxBf16)),
+    row("norm-sums-bf16", "the sums of norms in bf16", |draft| draft.deviate(Deviation::NormSumsBf16)),
+    row("residual-bf16", "the residual stream in bf16", |draft| draft.deviate(Deviation::ResidualBf16)),
     row("rope-queries-only", "queries rotated and keys not", |draft| {
         draft.deviate(Deviation::RopeQueriesOnly);
     }),

@@ -1,5 +1,6 @@
 //! Mistakes in embeddings, heads and classifiers.
 
+use reference::protocol::Dtype;
 use serde_json::{Value, json};
 
 use super::super::draft::{Draft, Values};
@@ -96,8 +97,15 @@ pub(super) const ROWS: &[Hypothesis] = &[
 const HEADS: [&str; 3] = ["lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight"];
 const HEAD_BIASES: [&str; 5] =
     ["lm_head.bias", "cls.predictions.bias", "vocab_projector.bias", "decoder.bias", "embed_out.bias"];
-const EMBEDDINGS: [&str; 6] =
-    ["embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings.word_embeddings"];
+const EMBEDDINGS: [&str; 7] = [
+    "embeddings",
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "embed_in",
+    "tok_embeddings",
+    "embeddings.word_embeddings",
+];
 
 fn token_embedding(draft: &Draft) -> Option<String> {
     draft.names().into_iter().find(|name| {
@@ -127,6 +135,32 @@ pub(in super::super) fn scale_embedding(draft: &mut Draft, factor: f64) {
         draft.set("tie_word_embeddings", json!(false));
     }
     draft.edit(&name, |values| values.scale(factor));
+}
+
+/// Moves each value of the embedding by one unit in the last place of `dtype`, up or down as `seed` has it.
+pub(in super::super) fn nudge_embedding(draft: &mut Draft, dtype: Dtype, seed: u64) {
+    let Some(name) = token_embedding(draft) else { return };
+    let mut state = seed;
+    draft.edit(&name, |values| {
+        for value in &mut values.data {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let is_up = state >> 63 == 0;
+            *value = match dtype {
+                Dtype::F16 => moved16(half::f16::from_f64(*value).to_bits(), is_up, |bits| {
+                    half::f16::from_bits(bits).to_f64()
+                }),
+                _ => moved16(half::bf16::from_f64(*value).to_bits(), is_up, |bits| {
+                    half::bf16::from_bits(bits).to_f64()
+                }),
+            };
+        }
+    });
+}
+
+/// The number next to one of 16 bits; its neighbour on the other side where there is none.
+fn moved16(bits: u16, is_up: bool, number: impl Fn(u16) -> f64) -> f64 {
+    let next = number(if is_up { bits.wrapping_add(1) } else { bits.wrapping_sub(1) });
+    if next.is_finite() { next } else { number(bits) }
 }
 
 fn is_positions(name: &str) -> bool {

@@ -71,6 +71,13 @@ pub(super) const ROWS: &[Hypothesis] = &[
         no_bias_after(draft, Block::Attention);
         no_bias_after(draft, Block::Mlp);
     }),
+    row("bias-mixer-absent", "no biases of the mixer's projections", |draft| {
+        let ends = ["mixer.in_proj.bias", "mixer.out_proj.bias"];
+        draft.edit_all(|name| ends.iter().any(|end| name.ends_with(end)), |values| values.fill(0.0));
+    }),
+    row("bias-convolution-absent", "no biases of convolutions", |draft| {
+        draft.edit_all(|name| is_bias(name) && name.contains(".conv."), |values| values.fill(0.0));
+    }),
     row("embedding-multiplier-1", "`embedding_multiplier` 1", |draft| {
         draft.replace("embedding_multiplier", 1.0);
     }),

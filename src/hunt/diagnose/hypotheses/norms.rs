@@ -93,7 +93,11 @@ fn is_offset(draft: &Draft) -> bool {
 fn shift(draft: &mut Draft, by: f64) {
     draft.edit_all(
         |name| is_norm(name) && name.ends_with(".weight"),
-        |values| values.data.iter_mut().for_each(|value| *value += by),
+        |values| {
+            // In the weights' own dtype the sum would be rounded.
+            values.scale(1.0);
+            values.data.iter_mut().for_each(|value| *value += by);
+        },
     );
 }
 

@@ -79,6 +79,11 @@ pub(super) const ROWS: &[Hypothesis] = &[
             draft.set("no_rope_layers", vec![1; layers(draft)]);
         }
     }),
+    row("rope-used-though-off", "`position_embedding_type` rope", |draft| {
+        if draft.text("position_embedding_type") == Some("nope") {
+            draft.set("position_embedding_type", "rope");
+        }
+    }),
     row("rope-in-the-other-layers", "rotation in the other layers", |draft| {
         if let Some(Value::Array(layers)) = draft.config.get_mut("no_rope_layers") {
             for rotates in layers {
@@ -219,13 +224,22 @@ const SHARES: [&str; 2] = ["partial_rotary_factor", "rotary_pct"];
 
 /// The number of rotated features of a head.
 fn rotated(draft: &Draft, head_dim: usize) -> usize {
-    let share = SHARES.iter().find_map(|key| draft.number(key)).unwrap_or(1.0);
-    (head_dim as f64 * share) as usize
+    (head_dim as f64 * share(draft).unwrap_or(1.0)) as usize
+}
+
+/// The share of a head that is rotated, as transformers 4 or 5 saves it.
+fn share(draft: &Draft) -> Option<f64> {
+    let nested = || {
+        let mut keys =
+            SHARES.iter().flat_map(|key| ["rope_parameters", "rope_scaling"].map(|rope| (rope, *key)));
+        keys.find_map(|(rope, key)| draft.config.get(rope)?.get(key)?.as_f64())
+    };
+    SHARES.iter().find_map(|key| draft.number(key)).or_else(nested)
 }
 
 /// Sets the share of a head that is rotated, or leaves it to the architecture.
 fn partial(draft: &mut Draft, share: Option<f64>) {
-    if SHARES.iter().all(|key| draft.number(key).is_none()) {
+    if self::share(draft).is_none() {
         return;
     }
     let edit = |map: &mut Map<String, Value>| {

@@ -17,7 +17,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
             draft.set("attention_multiplier", dim.powf(-0.5));
         }
     }),
-    row("scale-absent", "scores that are not scaled", |draft| {
+    row("scale-absent", "scores divided by their scale", |draft| {
         if let Some(scale) = scale(draft) {
             scale_scores(draft, 1.0 / scale);
         }
@@ -25,7 +25,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
             draft.set("scale_attn_weights", false);
         }
     }),
-    row("scale-twice", "scores scaled twice", |draft| {
+    row("scale-twice", "scores multiplied by their scale once more", |draft| {
         if let Some(scale) = scale(draft) {
             scale_scores(draft, scale);
         }

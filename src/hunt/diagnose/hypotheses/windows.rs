@@ -7,8 +7,12 @@ use super::super::parts::layers;
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
-    row("window-one-more", "{=sliding_window|local_attention}", |draft| widen(draft, 1)),
-    row("window-one-less", "{=sliding_window|local_attention}", |draft| widen(draft, -1)),
+    row("window-one-more", "{=sliding_window|attention_window_size|local_attention}", |draft| {
+        widen(draft, 1);
+    }),
+    row("window-one-less", "{=sliding_window|attention_window_size|local_attention}", |draft| {
+        widen(draft, -1);
+    }),
     row("window-absent", "no window", |draft| {
         // A window beyond all positions, because `layer_types` may select a rotary embedding as well.
         let beyond = draft.count(&["max_position_embeddings"]).unwrap_or(0).max(4096) * 2;
@@ -25,6 +29,10 @@ pub(super) const ROWS: &[Hypothesis] = &[
     }),
     row("window-in-every-layer", "the window in every layer", |draft| {
         in_layers(draft, |_| true);
+        // Of qwen2_moe, `max_window_layers` selects every other layer (`Qwen2MoeConfig` of transformers 5.23.0).
+        if draft.text("model_type") == Some("qwen2_moe") && draft.config.contains_key("use_sliding_window") {
+            draft.set("layer_types", vec!["sliding_attention"; layers(draft)]);
+        }
         for (key, value) in [("use_sliding_window", json!(true)), ("max_window_layers", json!(0))] {
             draft.replace(key, value);
         }
@@ -48,6 +56,11 @@ pub(super) const ROWS: &[Hypothesis] = &[
             draft.set("sliding_window", 0);
         }
     }),
+    row("decoder-not-causal", "`is_decoder` false", |draft| {
+        if draft.config.get("is_decoder") == Some(&json!(true)) {
+            draft.set("is_decoder", false);
+        }
+    }),
     row("padding-attended", "padding attended to", |draft| {
         draft.change_inputs(|tokens| tokens.attention_mask.fill(1));
     }),
@@ -66,16 +79,22 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("positions-from-1", "positions from 1", |draft| {
         draft.change_inputs(|tokens| tokens.position_ids.iter_mut().for_each(|position| *position += 1));
     }),
+    row("rope-positions-bf16", "positions in bf16", |draft| {
+        draft.change_inputs(|tokens| {
+            let rounded = |position: i64| half::bf16::from_f64(position as f64).to_f64() as i64;
+            tokens.position_ids.iter_mut().for_each(|position| *position = rounded(*position));
+        });
+    }),
     row("positions-absent", "no positions", |draft| {
         draft.change_inputs(|tokens| tokens.position_ids.fill(0));
     }),
 ];
 
-const KEYS: [&str; 2] = ["sliding_window", "local_attention"];
+const KEYS: [&str; 3] = ["sliding_window", "attention_window_size", "local_attention"];
 
 /// modernbert's `local_attention` counts the keys on both sides.
 fn widen(draft: &mut Draft, by: i64) {
-    for (key, step) in KEYS.into_iter().zip([1, 2]) {
+    for (key, step) in KEYS.into_iter().zip([1, 1, 2]) {
         let Some(window) = draft.config.get(key).and_then(Value::as_i64) else { continue };
         if window + by * step > 0 {
             draft.set(key, window + by * step);

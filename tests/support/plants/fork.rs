@@ -16,10 +16,23 @@ pub(crate) struct Plant {
     pub(crate) native: &'static str,
     /// Text that the localisation's notes must contain.
     pub(crate) note: &'static str,
+    /// The rows of the diagnosis's table that make this mistake; empty if none does.
+    pub(crate) hypotheses: &'static [&'static str],
+    /// The parts of the network that surgery reports, without their layers, if they do not follow from the module.
+    pub(crate) parts: &'static [&'static str],
 }
 
-pub(crate) const NONE: Plant =
-    Plant { class: "", checkpoint: "", file: "", edits: &[], path: "", native: "", note: "" };
+pub(crate) const NONE: Plant = Plant {
+    class: "",
+    checkpoint: "",
+    file: "",
+    edits: &[],
+    path: "",
+    native: "",
+    note: "",
+    hypotheses: &[],
+    parts: &[],
+};
 
 /// The bugs of one working copy: at most one per modeling file, so that each checkpoint meets one bug.
 pub(crate) type Branch = &'static [Plant];
@@ -30,6 +43,7 @@ pub(crate) const BRANCHES: [Branch; 2] = [FIRST, SECOND];
 const FIRST: Branch = &[
     Plant {
         class: "eps",
+        hypotheses: &["norm-eps-1e-6"],
         checkpoint: "qwen2",
         file: "qwen2",
         edits: &[("self.variance_epsilon = eps", "self.variance_epsilon = 1e-6")],
@@ -38,6 +52,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "rope-scaling-absent",
+        hypotheses: &["rope-scaling-absent"],
         checkpoint: "llama:llama3",
         file: "llama",
         edits: &[(
@@ -80,6 +95,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "tanh-gelu",
+        hypotheses: &["activation-gelu-tanh"],
         checkpoint: "gpt_neox",
         file: "gpt_neox",
         edits: &[("ACT2FN[config.hidden_act]", "ACT2FN[\"gelu_pytorch_tanh\"]")],
@@ -88,6 +104,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "norm-without-its-one",
+        hypotheses: &["norm-weight-not-plus-one"],
         checkpoint: "gemma3_text",
         file: "gemma3",
         edits: &[("output * (1.0 + self.weight.float())", "output * self.weight.float()")],
@@ -96,6 +113,8 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "rms-for-layer-norm",
+        // Only the mean is kept; the variance is about it.
+        parts: &["embedding, norms and head", "values or output projection", "MLP", "scores"],
         checkpoint: "cohere",
         file: "cohere",
         edits: &[(
@@ -107,6 +126,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "wrongly-tied-head",
+        hypotheses: &["head-tied"],
         checkpoint: "stablelm",
         file: "stablelm",
         edits: &[(
@@ -118,6 +138,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "ignored-config-key",
+        hypotheses: &["logits-scaling-1"],
         checkpoint: "granite",
         file: "granite",
         edits: &[("logits = logits / self.config.logits_scaling", "pass")],
@@ -126,6 +147,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "padding-side",
+        hypotheses: &["positions-count-padding"],
         checkpoint: "gpt2",
         file: "gpt2",
         edits: &[("if position_ids is None:", "if True:")],
@@ -134,6 +156,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "window-of-one-key-more",
+        hypotheses: &["window-one-more"],
         checkpoint: "mistral",
         file: "mistral",
         edits: &[(
@@ -145,6 +168,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "soft-cap-dropped",
+        hypotheses: &["score-cap-absent"],
         checkpoint: "gemma2",
         file: "gemma2",
         edits: &[("softcap=self.attn_logit_softcapping,", "softcap=None,")],
@@ -153,6 +177,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "key-heads-in-another-order",
+        hypotheses: &["kv-heads-tiled"],
         checkpoint: "phi3",
         file: "phi3",
         edits: &[(
@@ -164,6 +189,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "query-norm-dropped",
+        parts: &["scores"],
         checkpoint: "qwen3",
         file: "qwen3",
         edits: &[(
@@ -176,6 +202,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "query-scale",
+        hypotheses: &["fitted-scores"],
         checkpoint: "gemma",
         file: "gemma",
         edits: &[("self.scaling = self.head_dim**-0.5", "self.scaling = config.hidden_size**-0.5")],
@@ -184,6 +211,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "bias-dropped",
+        hypotheses: &["bias-mlp-input-absent"],
         checkpoint: "phi",
         file: "phi",
         edits: &[(
@@ -195,6 +223,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "padding-mask-dropped",
+        hypotheses: &["padding-attended"],
         checkpoint: "bert",
         file: "bert",
         edits: &[(
@@ -206,6 +235,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "shares-of-experts-not-normalised",
+        hypotheses: &["router-normalisation", "router-normalised-or-not"],
         checkpoint: "mixtral",
         file: "mixtral",
         edits: &[("router_top_value /= router_top_value.sum(dim=-1, keepdim=True)", "pass")],
@@ -225,6 +255,8 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "positions-from-zero",
+        // The first real token has position 1: the two together.
+        hypotheses: &["learned-positions-without-offset", "learned-positions-one-late"],
         checkpoint: "roberta",
         file: "roberta",
         edits: &[
@@ -247,6 +279,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "gate-and-value-exchanged",
+        hypotheses: &["gate-and-up-swapped"],
         checkpoint: "modernbert",
         file: "modernbert",
         edits: &[(
@@ -261,6 +294,7 @@ const FIRST: Branch = &[
 const SECOND: Branch = &[
     Plant {
         class: "norms-exchanged",
+        hypotheses: &["norms-swapped"],
         checkpoint: "llama:tiny",
         file: "llama",
         edits: &[
@@ -276,6 +310,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "embedding-scale",
+        hypotheses: &["embedding-not-scaled"],
         checkpoint: "gemma2",
         file: "gemma2",
         edits: &[("embed_scale=self.config.hidden_size**0.5", "embed_scale=1.0")],
@@ -284,6 +319,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "embedding-multiplier-ignored",
+        hypotheses: &["embedding-multiplier-1"],
         checkpoint: "granite:bias",
         file: "granite",
         edits: &[("inputs_embeds = inputs_embeds * self.embedding_multiplier", "pass")],
@@ -292,6 +328,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "partial-rotary-factor-ignored",
+        hypotheses: &["rope-whole-head"],
         checkpoint: "gpt_neox",
         file: "gpt_neox",
         edits: &[("config.rope_parameters.get(\"partial_rotary_factor\", 1.0)", "1.0")],
@@ -302,6 +339,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "softmax-over-queries",
+        parts: &["mask or softmax"],
         checkpoint: "olmo2",
         file: "olmo2",
         edits: &[("softmax(attn_weights, dim=-1", "softmax(attn_weights, dim=-2")],
@@ -310,6 +348,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "layers-without-rope-ignored",
+        hypotheses: &["rope-in-every-layer"],
         checkpoint: "smollm3",
         file: "smollm3",
         edits: &[("self.use_rope = config.no_rope_layers[layer_idx]", "self.use_rope = True")],
@@ -319,6 +358,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "logit-scale-dropped",
+        hypotheses: &["logits-scaling-1"],
         checkpoint: "cohere",
         file: "cohere",
         edits: &[("logits = logits * self.logit_scale", "pass")],
@@ -357,6 +397,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "one-rope-base-for-all-layers",
+        hypotheses: &["rope-one-base-full"],
         checkpoint: "gemma3_text",
         file: "gemma3",
         edits: &[(
@@ -369,6 +410,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "window-dropped",
+        hypotheses: &["window-absent", "window-default"],
         checkpoint: "phi3",
         file: "phi3",
         edits: &[(
@@ -380,6 +422,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "scores-not-scaled",
+        hypotheses: &["scale-absent", "scale-toggled"],
         checkpoint: "gpt2",
         file: "gpt2",
         edits: &[("self.scaling = self.head_dim**-0.5", "self.scaling = 1.0")],
