@@ -116,13 +116,13 @@ impl<'a> Schedule<'a> {
         in_threads(threads, next, work, |(place, ended)| {
             match ended {
                 First::Live(now) => {
-                    self.tell(&now.job, &now.completed, cells);
+                    tell(&now.job, &now.completed, cells);
                     let landed = Completed { unfinished: Some(not_finished()), ..now.completed.clone() };
                     self.keep(&now.job, Outcome::Completed(landed), ran);
                     live.push((place, now));
                 }
                 First::Closed(cell) => {
-                    self.tell(&cell.job, &cell.completed, cells);
+                    tell(&cell.job, &cell.completed, cells);
                     self.closed(cell, repeating, ran);
                 }
                 First::Lost(lost) => self.lost(&lost.0, lost.1, ran),
@@ -131,12 +131,6 @@ impl<'a> Schedule<'a> {
         });
         live.sort_by_key(|(place, _)| *place);
         group.extend(live.into_iter().map(|(_, live)| live));
-    }
-
-    fn tell(&self, job: &Job, completed: &Completed, cells: &Task) {
-        let name = job.variant.name();
-        let (load, first) = (seconds(completed.load_ns), seconds(completed.first_call_ns));
-        cells.line(&format!("{name}: loaded in {load}, first call {first}"));
     }
 
     /// Starts the worker of one job; it loads, and makes one forward pass whose logits on disk are verified.
@@ -167,4 +161,10 @@ impl<'a> Schedule<'a> {
             let _ = live.session.ask(&request, self.settings.timeout);
         }
     }
+}
+
+fn tell(job: &Job, completed: &Completed, cells: &Task) {
+    let name = job.variant.name();
+    let (load, first) = (seconds(completed.load_ns), seconds(completed.first_call_ns));
+    cells.line(&format!("{name}: loaded in {load}, first call {first}"));
 }
