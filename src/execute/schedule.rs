@@ -1,7 +1,7 @@
 //! Runs the cells of a case, one worker process each, and writes each result as soon as it exists.
 //!
-//! There are four phases: correctness (load, then one forward pass whose logits are kept; [`first`]), interleaved timing
-//! rounds, the trace, and the noise floor (a forward pass in the same process and one in a second process; [`again`]).
+//! There are four phases: correctness (load, then one forward pass whose logits are kept; `first`), interleaved timing
+//! rounds, the trace, and the noise floor (a forward pass in the same process and one in a second process; `again`).
 //! Workers stay loaded and idle between rounds, so that the variants of a round run under the same conditions. If the
 //! loaded workers would exceed the memory budget, they are timed in groups that share the first cell as anchor. One worker
 //! computes at a time, except in the first and the last phase, in which nothing is timed. On a loaded machine more rounds
