@@ -187,6 +187,17 @@ impl<'a> Pass<'a> {
         self.deviations.contains(&deviation)
     }
 
+    /// `xs`, rounded to bf16 and back if the forward pass makes this mistake on purpose.
+    ///
+    /// # Errors
+    /// If the tensor cannot be converted.
+    pub(crate) fn coarse(&self, deviation: Deviation, xs: Tensor) -> Result<Tensor> {
+        if self.deviates(deviation) {
+            return Ok(xs.to_dtype(DType::BF16)?.to_dtype(xs.dtype())?);
+        }
+        Ok(xs)
+    }
+
     /// Whether the forward pass leaves out the norm at this path on purpose.
     pub(crate) fn lacks_norm(&self, path: &str) -> bool {
         let is_it = |known: &Deviation| matches!(known, Deviation::NormAbsent(name) if path.rsplit('.').next() == Some(*name));

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Tensor};
 use half::bf16;
 
 use super::elementwise::{scaled, soft_capped};
-use super::{Mask, Rope, accumulation, coarse};
+use super::{Mask, Rope, accumulation};
 use crate::cuda::{self, AttentionShape};
 use crate::deviations::Deviation;
 use crate::error::Result;
@@ -181,7 +181,7 @@ impl Attention {
         let rows = self.num_heads / self.num_kv_heads * seq;
         let q = q.reshape((batch, self.num_kv_heads, rows, self.head_dim))?;
         let scores = q.matmul(&k.t()?)?.reshape((batch, self.num_heads, seq, keys))?;
-        let mut scores = coarse(pass, Deviation::ScoresBf16, scaled(&scores, self.scale)?)?;
+        let mut scores = pass.coarse(Deviation::ScoresBf16, scaled(&scores, self.scale)?)?;
         if let Some(cap) = self.soft_cap {
             scores = soft_capped(&scores, cap)?;
         }

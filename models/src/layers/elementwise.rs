@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use half::f16;
 
-use super::{accumulation, coarse};
+use super::accumulation;
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Room, finished, product, sum};
@@ -88,8 +88,9 @@ pub fn limit_f16(xs: Xs) -> Result<Xs> {
 /// If the shapes differ.
 pub fn residual(pass: &mut Pass, xs: Xs, h: Xs) -> Result<Xs> {
     let mut sum = add(xs, h)?;
+    // An ordinary pass leaves the sum deferred.
     if pass.deviates(Deviation::ResidualBf16) {
-        sum = coarse(pass, Deviation::ResidualBf16, sum.into_tensor()?)?.into();
+        sum = pass.coarse(Deviation::ResidualBf16, sum.into_tensor()?)?.into();
     }
     match pass.postponed_norm() {
         Some(norm) => Ok(norm.normed(pass, sum.tensor()?)?.into()),

@@ -112,21 +112,7 @@ pub use unfused_linear::UnfusedLinear;
 pub use wide_linear::WideLinear;
 pub use window::{LayerType, PerLayerType};
 
-use candle_core::{DType, Tensor};
-
-use crate::deviations::Deviation;
-use crate::pass::Pass;
-
-/// `xs`, rounded to bf16 and back if the forward pass makes this mistake on purpose.
-///
-/// # Errors
-/// If the tensor cannot be converted.
-pub(crate) fn coarse(pass: &Pass, deviation: Deviation, xs: Tensor) -> crate::error::Result<Tensor> {
-    if pass.deviates(deviation) {
-        return Ok(xs.to_dtype(DType::BF16)?.to_dtype(xs.dtype())?);
-    }
-    Ok(xs)
-}
+use candle_core::DType;
 
 /// The dtype in which sums are accumulated: F64 for F64, else F32.
 pub(crate) fn accumulation(dtype: DType) -> DType {

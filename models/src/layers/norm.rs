@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{accumulation, coarse};
+use super::accumulation;
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights, Rows};
@@ -112,7 +112,7 @@ impl LaterNorm for RmsNorm {
 
 /// The mean of the squares of each row, `[.., 1]`.
 pub(super) fn mean_of_squares(pass: &Pass, rows: &Tensor, size: usize) -> Result<Tensor> {
-    let rounded = |xs: Tensor| coarse(pass, Deviation::NormSumsBf16, xs);
+    let rounded = |xs: Tensor| pass.coarse(Deviation::NormSumsBf16, xs);
     let sum = rounded(rounded(rows.sqr()?)?.sum_keepdim(D::Minus1)?)?;
     rounded((sum / size as f64)?)
 }

@@ -9,7 +9,7 @@ use candle_core::{D, DType, Tensor};
 use half::bf16;
 
 use self::axes::Turn;
-use super::{RopeParameters, RopeScaling, coarse};
+use super::{RopeParameters, RopeScaling};
 use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
 use crate::deviations::Deviation;
 use crate::error::{Error, Result};
@@ -160,7 +160,7 @@ impl RotaryEmbedding {
                     Tensor::from_vec(values, shape, pass.device())?
                 }
             };
-            let table = coarse(pass, Deviation::RopeTablesBf16, table)?;
+            let table = pass.coarse(Deviation::RopeTablesBf16, table)?;
             let table = if pass.deviates(Deviation::RopeTablesF16) {
                 table.to_dtype(DType::F16)?.to_dtype(table.dtype())?
             } else {
