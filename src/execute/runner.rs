@@ -23,24 +23,17 @@ use crate::execute::cell::{Failure, FailureKind};
 
 /// Starts workers of one kind.
 pub trait Runner: Send + Sync {
-    /// Starts the worker of one cell; the worker's output is appended to `log`.
+    /// Starts the worker of one cell; the worker's output is appended to `log`. The caches of its compilers end with it, unless
+    /// there is a folder for them.
     ///
     /// # Errors
     /// When the worker cannot be started.
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult>;
-
-    /// As [`Self::start`], with a folder for the caches of the worker's compilers, which outlives the worker.
-    ///
-    /// # Errors
-    /// When the worker cannot be started.
-    fn start_with_caches<'a>(
+    fn start<'a>(
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        _caches: &Path,
-    ) -> Result<Box<dyn Session + 'a>, NoResult> {
-        self.start(log, stop)
-    }
+        caches: Option<&Path>,
+    ) -> Result<Box<dyn Session + 'a>, NoResult>;
 
     /// Whether a worker may load one model after another.
     fn is_reusable(&self) -> bool {

@@ -162,11 +162,7 @@ impl<'a> Schedule<'a> {
 
     /// Starts a worker of the job, with a folder for the caches of its compilers if they are to outlive it.
     fn start(&self, job: &Job<'a>, caches: Option<&Path>) -> Result<Box<dyn Session + 'a>, NoResult> {
-        let (runner, log) = (job.runner.clone()?, self.log_path(job));
-        match caches {
-            Some(caches) => runner.start_with_caches(log, self.stop, caches),
-            None => runner.start(log, self.stop),
-        }
+        job.runner.clone()?.start(self.log_path(job), self.stop, caches)
     }
 
     fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, NoResult> {

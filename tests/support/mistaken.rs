@@ -35,8 +35,13 @@ struct MistakenSession<'a> {
 }
 
 impl Runner for Mistaken<'_> {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
-        let session = InProcess.start(log, stop)?;
+    fn start<'a>(
+        &'a self,
+        log: PathBuf,
+        stop: &'a AtomicBool,
+        caches: Option<&Path>,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
+        let session = InProcess.start(log, stop, caches)?;
         Ok(Box::new(MistakenSession { runner: self, session, committed: None }))
     }
 }
@@ -316,7 +321,7 @@ fn quick(checkpoint: &str, batch: &Tokens, mistake: Mistake) -> bool {
     let committed = mistake(&load, folder.path());
     // A mistake that the model refuses is none that it makes.
     let loads = |load: &Load| {
-        let mut session = InProcess.start(PathBuf::new(), &NEVER).ok()?;
+        let mut session = InProcess.start(PathBuf::new(), &NEVER, None).ok()?;
         session.ask(&Ask::Load(load.clone()), Duration::from_mins(1)).ok()
     };
     committed != unchanged(&load) && loads(&committed.load).is_some()

@@ -68,9 +68,14 @@ impl Faulty {
 }
 
 impl Runner for Faulty {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
+    fn start<'a>(
+        &'a self,
+        log: PathBuf,
+        stop: &'a AtomicBool,
+        caches: Option<&Path>,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::new(FaultySession {
-            inner: InProcess.start(log, stop)?,
+            inner: InProcess.start(log, stop, caches)?,
             fault: self.fault,
             number: self.sessions.fetch_add(1, Ordering::Relaxed),
             inputs: PathBuf::new(),

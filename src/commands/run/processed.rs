@@ -69,8 +69,9 @@ pub(super) fn make(
     let threads = run.config.run.threads.unwrap_or_else(machine::physical_cores);
     let runner = runner::transformers::runner(environment, run.cache, threads).into_diagnostic()?;
     let logs = crate::commands::scratch()?;
-    let mut session =
-        runner.start(logs.path().join("worker.log"), run.stop.as_ref()).map_err(|ended| lost(&ended))?;
+    let mut session = runner
+        .start(logs.path().join("worker.log"), run.stop.as_ref(), None)
+        .map_err(|ended| lost(&ended))?;
     let request = Prepare { path: Some(path.to_owned()), ..wanted.clone() };
     let timeout = Duration::from_secs(run.config.run.timeout_s);
     let reply = session.ask(&Request::Prepare(request), timeout).map_err(|ended| lost(&ended))?;

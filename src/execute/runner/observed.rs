@@ -25,8 +25,10 @@ impl<'p> ObservedRunner<'p> {
         let words: Vec<String> = command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
         Self { runner, command: words.join(" "), progress }
     }
+}
 
-    fn observed<'a>(
+impl Runner for ObservedRunner<'_> {
+    fn start<'a>(
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
@@ -36,26 +38,8 @@ impl<'p> ObservedRunner<'p> {
         let version = log.parent().and_then(Path::file_name).unwrap_or_default();
         let name = version.to_string_lossy().into_owned();
         self.progress.detail(&format!("{name}: $ {}", self.command));
-        let session = match caches {
-            Some(caches) => self.runner.start_with_caches(log, stop, caches)?,
-            None => self.runner.start(log, stop)?,
-        };
+        let session = self.runner.start(log, stop, caches)?;
         Ok(Box::new(ObservedSession { session, version: name.clone(), name, progress: self.progress }))
-    }
-}
-
-impl Runner for ObservedRunner<'_> {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
-        self.observed(log, stop, None)
-    }
-
-    fn start_with_caches<'a>(
-        &'a self,
-        log: PathBuf,
-        stop: &'a AtomicBool,
-        caches: &Path,
-    ) -> Result<Box<dyn Session + 'a>, NoResult> {
-        self.observed(log, stop, Some(caches))
     }
 
     fn is_reusable(&self) -> bool {

@@ -34,17 +34,13 @@ pub struct ProcessRunner {
 }
 
 impl Runner for ProcessRunner {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
-        Ok(Box::new(ProcessSession { worker: self.worker(log, None)?, stop }))
-    }
-
-    fn start_with_caches<'a>(
+    fn start<'a>(
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        caches: &Path,
+        caches: Option<&Path>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
-        Ok(Box::new(ProcessSession { worker: self.worker(log, Some(caches))?, stop }))
+        Ok(Box::new(ProcessSession { worker: self.worker(log, caches)?, stop }))
     }
 
     fn is_reusable(&self) -> bool {

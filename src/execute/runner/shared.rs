@@ -4,7 +4,7 @@
 //! milliseconds. A worker whose last request failed is not reused, unless it answered that
 //! it does not support a model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,7 +34,12 @@ impl SharedRunner {
 }
 
 impl Runner for SharedRunner {
-    fn start<'a>(&'a self, log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
+    fn start<'a>(
+        &'a self,
+        log: PathBuf,
+        stop: &'a AtomicBool,
+        _caches: Option<&Path>,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
         let worker = match take(&self.idle) {
             Some(worker) => {
                 // The log belongs to the worker's first cell, but the logits of this cell go to the same folder as its
@@ -44,6 +49,7 @@ impl Runner for SharedRunner {
                 })?;
                 worker
             }
+            // It outlives the cell, and a folder for the cell's caches.
             None => self.runner.worker(log, None)?,
         };
         Ok(Box::new(SharedSession { worker: Some(worker), idle: Arc::clone(&self.idle), stop }))

@@ -175,7 +175,7 @@ impl<'a> Process<'a> {
     fn ask(&mut self, ask: &Ask) -> Result<Reply, NoResult> {
         if self.session.is_none() {
             let log = self.request.folder.join(format!("diagnose-{}.log", self.side.name));
-            self.session = Some(self.side.runner.start(log, self.request.stop)?);
+            self.session = Some(self.side.runner.start(log, self.request.stop, None)?);
         }
         let Some(session) = self.session.as_mut() else {
             return Err(NoResult::failed(FailureKind::Crashed, "the worker has ended"));

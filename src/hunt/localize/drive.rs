@@ -243,7 +243,7 @@ impl<'a> Open<'a> {
     pub(super) fn start(&self, side: &'a Side<'a>, load: Load) -> Result<Live<'a>, Attempt> {
         let failed = |ended| lacking(LocalizeError::worker(side, self.request.folder, ended));
         let log = self.request.folder.join("worker.log");
-        let session = side.runner.start(log, self.request.stop).map_err(failed)?;
+        let session = side.runner.start(log, self.request.stop, None).map_err(failed)?;
         let mut live = Live { side, session, request: self.request };
         live.try_ask(&Ask::Load(load)).map_err(failed)?;
         Ok(live)

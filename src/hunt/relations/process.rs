@@ -55,7 +55,7 @@ impl Live<'_, '_> {
         self.process.loaded = None;
         if self.process.session.is_none() {
             let log = self.request.folder.join("worker.log");
-            self.process.session = Some(self.runner.start(log, self.request.stop)?);
+            self.process.session = Some(self.runner.start(log, self.request.stop, None)?);
         }
         match self.ask(&Ask::Load(load.clone()))? {
             Reply::Ready(_) => {

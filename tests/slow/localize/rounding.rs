@@ -132,7 +132,7 @@ fn count(pairs: &[Vec<&'static str>], what: &str, others: &[&str]) -> usize {
 }
 
 fn start<'a>(runner: &'a dyn Runner, setting: &Setting, stop: &'a AtomicBool) -> Box<dyn Session + 'a> {
-    runner.start(setting.folder.path().join("worker.log"), stop).unwrap()
+    runner.start(setting.folder.path().join("worker.log"), stop, None).unwrap()
 }
 
 #[test]

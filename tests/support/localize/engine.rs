@@ -3,7 +3,7 @@
 // Each test binary uses a part of this module.
 #![allow(dead_code, reason = "shared by two test binaries")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -16,7 +16,12 @@ use tfcheck::execute::worker::candle::CandleEngine;
 pub(crate) struct InProcess;
 
 impl Runner for InProcess {
-    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
+    fn start<'a>(
+        &self,
+        _: PathBuf,
+        _: &'a AtomicBool,
+        _: Option<&Path>,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::<InSession>::default())
     }
 }
@@ -25,7 +30,12 @@ impl Runner for InProcess {
 pub(crate) struct WrongInBf16(pub(crate) PathBuf);
 
 impl Runner for WrongInBf16 {
-    fn start<'a>(&self, _: PathBuf, _: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
+    fn start<'a>(
+        &self,
+        _: PathBuf,
+        _: &'a AtomicBool,
+        _: Option<&Path>,
+    ) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::new(InSession { wrong_in_bf16: Some(self.0.clone()), ..InSession::default() }))
     }
 }

@@ -69,22 +69,19 @@ impl FakeRunner {
 }
 
 impl Runner for FakeRunner {
-    fn start<'a>(&'a self, _log: PathBuf, stop: &'a AtomicBool) -> Result<Box<dyn Session + 'a>, NoResult> {
-        match &self.script.start {
-            Some(ended) => Err(ended.clone()),
-            None => Ok(Box::new(FakeSession { runner: self.clone(), stop })),
-        }
-    }
-
-    fn start_with_caches<'a>(
+    fn start<'a>(
         &'a self,
-        log: PathBuf,
+        _log: PathBuf,
         stop: &'a AtomicBool,
-        _caches: &Path,
+        caches: Option<&Path>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
-        let session = self.start(log, stop)?;
-        self.note("start with caches");
-        Ok(session)
+        if let Some(ended) = &self.script.start {
+            return Err(ended.clone());
+        }
+        if caches.is_some() {
+            self.note("start with caches");
+        }
+        Ok(Box::new(FakeSession { runner: self.clone(), stop }))
     }
 
     fn is_reusable(&self) -> bool {
