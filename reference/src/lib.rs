@@ -26,4 +26,4 @@ pub use environment::{
 pub use failure::EnvironmentError;
 pub use helper::{Output, end_all, heed, is_stopped, output, output_after_stop};
 pub use source::{Source, SourceError};
-pub use worker::{Launch, Worker, WorkerEnd, compiler_caches};
+pub use worker::{Launch, Template, Worker, WorkerEnd, compiler_caches};

@@ -10,10 +10,11 @@ mod group;
 mod launch;
 mod memory;
 mod reply;
+mod template;
 
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -29,11 +30,34 @@ pub use ending::WorkerEnd;
 use group::Group;
 pub use launch::{Launch, compiler_caches};
 use memory::OomKills;
+use template::NoFork;
+pub use template::Template;
 
 /// Interval at which a wait checks the stop flag and the process.
 const SLICE: Duration = Duration::from_millis(20);
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);
+
+/// Starts the program of `launch`. The child's ends of the pipes are closed here when this returns.
+fn spawn(launch: &Launch, scratch: &Path, requests: OwnedFd, replies: OwnedFd) -> io::Result<Group> {
+    let mut command = launch.command(scratch, requests, replies)?;
+    Group::spawn(&mut command).map_err(|error| {
+        let program = command.get_program().to_string_lossy();
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "; check the path, or install it",
+            io::ErrorKind::PermissionDenied => "; name a file that may be executed (chmod +x)",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("{program} could not be started: {error}{hint}"))
+    })
+}
+
+fn readable(descriptor: BorrowedFd<'_>, wait: Duration) -> bool {
+    let mut descriptors = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as i64 };
+    // An interrupted poll counts as a shorter interval.
+    poll(&mut descriptors, Some(&wait)).is_ok_and(|ready| ready > 0)
+}
 
 /// A running worker. Dropping it kills its process group.
 #[derive(Debug)]
@@ -58,24 +82,35 @@ impl Worker {
     /// # Errors
     /// When the log or the pipes cannot be created, or the program cannot be started.
     pub fn start(launch: &Launch) -> io::Result<Self> {
+        Self::begin(launch, |scratch, requests, replies| spawn(launch, scratch, requests, replies))
+    }
+
+    /// Forks a worker from `template`, or starts one if the template's process does not fork.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and [`io::ErrorKind::Interrupted`] when `stop` is raised while the template's process imports.
+    pub fn fork(template: &Template, launch: &Launch, stop: &AtomicBool) -> io::Result<Self> {
+        Self::begin(launch, |scratch, requests, replies| {
+            match template.fork(launch, scratch, [requests.as_fd(), replies.as_fd()], stop) {
+                Ok(group) => Ok(group),
+                Err(NoFork::Stopped) => Err(io::ErrorKind::Interrupted.into()),
+                Err(NoFork::Unusable) => spawn(launch, scratch, requests, replies),
+            }
+        })
+    }
+
+    fn begin(
+        launch: &Launch,
+        process: impl FnOnce(&Path, OwnedFd, OwnedFd) -> io::Result<Group>,
+    ) -> io::Result<Self> {
         let (request_read, requests) = io::pipe()?;
         // A worker that does not read must not block a write for longer than the request may take.
         rustix::fs::fcntl_setfl(&requests, rustix::fs::OFlags::NONBLOCK)?;
         let (replies, reply_write) = io::pipe()?;
         let scratch = tempfile::Builder::new().prefix("tfcheck-").tempdir()?;
-        let mut command = launch.command(scratch.path(), request_read.into(), reply_write.into())?;
         let oom_kills = OomKills::now();
         let log_begin = log_length(&launch.log);
-        // `command` owns the child's ends of the pipes: they close here with it.
-        let group = Group::spawn(&mut command).map_err(|error| {
-            let program = command.get_program().to_string_lossy();
-            let hint = match error.kind() {
-                io::ErrorKind::NotFound => "; check the path, or install it",
-                io::ErrorKind::PermissionDenied => "; name a file that may be executed (chmod +x)",
-                _ => "",
-            };
-            io::Error::new(error.kind(), format!("{program} could not be started: {error}{hint}"))
-        })?;
+        let group = process(scratch.path(), request_read.into(), reply_write.into())?;
         Ok(Self {
             group,
             requests: Some(requests),
@@ -302,10 +337,7 @@ impl Worker {
     }
 
     fn readable(&self, wait: Duration) -> bool {
-        let mut descriptors = [PollFd::from_borrowed_fd(self.replies.as_fd(), PollFlags::IN)];
-        let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as i64 };
-        // An interrupted poll counts as a shorter interval.
-        poll(&mut descriptors, Some(&wait)).is_ok_and(|ready| ready > 0)
+        readable(self.replies.as_fd(), wait)
     }
 
     /// The worker closed a pipe: it is dead, about to exit, or has violated the protocol.

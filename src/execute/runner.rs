@@ -21,10 +21,18 @@ pub use shared::SharedRunner;
 
 use crate::execute::cell::{Failure, FailureKind};
 
+/// How a worker is started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start<'a> {
+    /// Where its compilers keep their caches, which otherwise end with the worker.
+    pub caches: Option<&'a Path>,
+    /// Whether it repeats what another worker computed, so that nothing may be the same but the code.
+    pub is_second: bool,
+}
+
 /// Starts workers of one kind.
 pub trait Runner: Send + Sync {
-    /// Starts the worker of one cell; the worker's output is appended to `log`. The caches of its compilers end with it, unless
-    /// there is a folder for them.
+    /// Starts the worker of one cell; the worker's output is appended to `log`.
     ///
     /// # Errors
     /// When the worker cannot be started.
@@ -32,7 +40,7 @@ pub trait Runner: Send + Sync {
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        caches: Option<&Path>,
+        how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult>;
 
     /// Whether a worker may load one model after another.

@@ -12,7 +12,7 @@ mod again;
 mod first;
 mod turn;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use reference::protocol::{Dtype, Forward, Load, Prepare, Reply, Request, Time, T
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::{Progress, Task};
 use crate::execute::quiet::Rounds;
-use crate::execute::runner::{NoResult, Runner, Session};
+use crate::execute::runner::{NoResult, Runner, Session, Start};
 use crate::spec::inputs::Texts;
 use crate::spec::variant::Variant;
 use accepted::verify_logits;
@@ -160,9 +160,9 @@ impl<'a> Schedule<'a> {
         ran
     }
 
-    /// Starts a worker of the job, with a folder for the caches of its compilers if they are to outlive it.
-    fn start(&self, job: &Job<'a>, caches: Option<&Path>) -> Result<Box<dyn Session + 'a>, NoResult> {
-        job.runner.clone()?.start(self.log_path(job), self.stop, caches)
+    /// Starts a worker of the job.
+    fn start(&self, job: &Job<'a>, how: Start<'_>) -> Result<Box<dyn Session + 'a>, NoResult> {
+        job.runner.clone()?.start(self.log_path(job), self.stop, how)
     }
 
     fn forward(&self, job: &Job, session: &mut dyn Session) -> Result<Completed, NoResult> {

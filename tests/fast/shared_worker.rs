@@ -18,6 +18,7 @@ fn native() -> ProcessRunner {
         folder: None,
         threads: 1,
         reusable: true,
+        templates: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use compare::verdict::Tolerances;
 use reference::protocol::{Dtype, Forwarded, Load, Positions, Reply, Request as Ask};
-use tfcheck::execute::runner::{NoResult, Runner, Session};
+use tfcheck::execute::runner::{NoResult, Runner, Session, Start};
 use tfcheck::hunt::diagnose::{
     Committed, Diagnosed, Hypothesis, Request, Side, Tokens, committed, diagnose, hypotheses,
 };
@@ -39,9 +39,9 @@ impl Runner for Mistaken<'_> {
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        caches: Option<&Path>,
+        how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
-        let session = InProcess.start(log, stop, caches)?;
+        let session = InProcess.start(log, stop, how)?;
         Ok(Box::new(MistakenSession { runner: self, session, committed: None }))
     }
 }
@@ -321,7 +321,7 @@ fn quick(checkpoint: &str, batch: &Tokens, mistake: Mistake) -> bool {
     let committed = mistake(&load, folder.path());
     // A mistake that the model refuses is none that it makes.
     let loads = |load: &Load| {
-        let mut session = InProcess.start(PathBuf::new(), &NEVER, None).ok()?;
+        let mut session = InProcess.start(PathBuf::new(), &NEVER, Start::default()).ok()?;
         session.ask(&Ask::Load(load.clone()), Duration::from_mins(1)).ok()
     };
     committed != unchanged(&load) && loads(&committed.load).is_some()

@@ -11,7 +11,7 @@ use std::time::Duration;
 use candle_core::{DType, Device, Tensor};
 use compare::verdict::Tolerances;
 use reference::protocol::{Dtype, Generated, Load, Mode, Reply, Request as Ask};
-use tfcheck::execute::runner::{NoResult, Runner, Session};
+use tfcheck::execute::runner::{NoResult, Runner, Session, Start};
 use tfcheck::hunt::relations::{Processes, Request, measure};
 use tfcheck::results::relations::{Held, Outcome};
 use tfcheck::spec::relations::{Material, RELATIONS, Relation, Traits};
@@ -72,10 +72,10 @@ impl Runner for Faulty {
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        caches: Option<&Path>,
+        how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::new(FaultySession {
-            inner: InProcess.start(log, stop, caches)?,
+            inner: InProcess.start(log, stop, how)?,
             fault: self.fault,
             number: self.sessions.fetch_add(1, Ordering::Relaxed),
             inputs: PathBuf::new(),

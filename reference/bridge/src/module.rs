@@ -24,6 +24,7 @@ mod processor;
 mod report;
 mod serve;
 mod static_cache;
+mod template;
 mod time;
 mod tokenize;
 mod trace;
@@ -36,7 +37,14 @@ fn main(py: Python<'_>) -> PyResult<()> {
     serve::serve(py)
 }
 
+/// Forks workers that serve the protocol.
+#[pyfunction]
+fn fork_workers(py: Python<'_>) -> PyResult<()> {
+    template::serve(py)
+}
+
 #[pymodule]
 fn tfcheck_bridge(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(main, module)?)
+    module.add_function(wrap_pyfunction!(main, module)?)?;
+    module.add_function(wrap_pyfunction!(fork_workers, module)?)
 }

@@ -1,16 +1,21 @@
 //! A child process that leads its own process group and is killed with the group.
 
 use std::io;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpgid, waitpid,
+};
+
+/// How long adopted processes of a killed group may take to end.
+const ORPHANS: Duration = Duration::from_millis(50);
 
 /// A child that leads a process group.
 #[derive(Debug)]
 pub(super) struct Group {
-    child: Child,
     pid: Pid,
     /// Set once the child was reaped; its process group was killed before that.
     ended: Option<ExitStatus>,
@@ -19,12 +24,16 @@ pub(super) struct Group {
 impl Group {
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let child = command.process_group(0).spawn()?;
-        let pid = Pid::from_child(&child);
-        Ok(Self { child, pid, ended: None })
+        Ok(Self::of(Pid::from_child(&child)))
+    }
+
+    /// The group that a child of this process leads.
+    pub(super) fn of(pid: Pid) -> Self {
+        Self { pid, ended: None }
     }
 
     pub(super) fn id(&self) -> u32 {
-        self.child.id()
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Whether the leader has exited. It is not reaped here: while it is a zombie, the kernel cannot reuse
@@ -56,9 +65,33 @@ impl Group {
             }
             // SIGKILL ends grandchildren that ignored SIGTERM or outlived the leader.
             let _ = kill_process_group(self.pid, Signal::KILL);
-            self.ended = self.child.wait().ok();
+            self.ended = self.reap();
+            self.reap_orphans();
         }
         self.ended
+    }
+
+    fn reap(&self) -> Option<ExitStatus> {
+        loop {
+            match waitpid(Some(self.pid), WaitOptions::empty()) {
+                Ok(Some((_, status))) => return Some(ExitStatus::from_raw(status.as_raw())),
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Reaps what the leader left behind, if this process adopts orphans ([`super::Template`]).
+    fn reap_orphans(&self) {
+        let deadline = Instant::now() + ORPHANS;
+        while let Ok(reaped) = waitpgid(self.pid, WaitOptions::NOHANG) {
+            if reaped.is_none() {
+                if Instant::now() >= deadline {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 }
 

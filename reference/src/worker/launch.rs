@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 
+use super::Template;
 use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 use crate::{Environment, embedded};
 
@@ -51,9 +52,27 @@ impl Launch {
         log: PathBuf,
         threads: usize,
     ) -> io::Result<Self> {
+        Self::bridge(environment, cache, log, threads, "main")
+    }
+
+    /// A process that imports what `environment` has and forks workers; `None` where that cannot be.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn template(environment: &Environment, cache: &Path, threads: usize) -> io::Result<Option<Template>> {
+        Ok(Template::new(Self::bridge(environment, cache, PathBuf::new(), threads, "fork_workers")?))
+    }
+
+    fn bridge(
+        environment: &Environment,
+        cache: &Path,
+        log: PathBuf,
+        threads: usize,
+        function: &str,
+    ) -> io::Result<Self> {
         let folder = embedded::write_bridge(cache)?;
         let script = format!(
-            "import sys; sys.path.insert(0, {}); import tfcheck_bridge; tfcheck_bridge.main()",
+            "import sys; sys.path.insert(0, {}); import tfcheck_bridge; tfcheck_bridge.{function}()",
             python_string(&folder.to_string_lossy())
         );
         let command = vec![
@@ -69,16 +88,20 @@ impl Launch {
         Ok(Self::program(command, log, threads))
     }
 
+    pub(super) fn open_log(&self) -> io::Result<fs::File> {
+        if let Some(folder) = self.log.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        bounds::file::append(&self.log)
+    }
+
     /// The command with its descriptors and variables; compiler caches go below `scratch`.
     pub(super) fn command(&self, scratch: &Path, requests: OwnedFd, replies: OwnedFd) -> io::Result<Command> {
         let (program, arguments) = self
             .command
             .split_first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a worker's command is empty"))?;
-        if let Some(folder) = self.log.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let log = bounds::file::append(&self.log)?;
+        let log = self.open_log()?;
         let mut command = Command::new(program);
         command
             .args(arguments)

@@ -8,7 +8,7 @@ use reference::Environment;
 use reference::protocol::{Prepare, Prepared, Reply, Request};
 
 use super::RunRequest;
-use crate::execute::runner::{self, NoResult, Runner};
+use crate::execute::runner::{self, NoResult, Runner, Start};
 use crate::spec::checkpoint::Checkpoint;
 use crate::spec::config::InputsConfig;
 use crate::spec::inputs::Spec;
@@ -70,7 +70,7 @@ pub(super) fn make(
     let runner = runner::transformers::runner(environment, run.cache, threads).into_diagnostic()?;
     let logs = crate::commands::scratch()?;
     let mut session = runner
-        .start(logs.path().join("worker.log"), run.stop.as_ref(), None)
+        .start(logs.path().join("worker.log"), run.stop.as_ref(), Start::default())
         .map_err(|ended| lost(&ended))?;
     let request = Prepare { path: Some(path.to_owned()), ..wanted.clone() };
     let timeout = Duration::from_secs(run.config.run.timeout_s);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use reference::protocol::{Load, Reply, Request};
 
-use super::{NoResult, Runner, Session};
+use super::{NoResult, Runner, Session, Start};
 use crate::execute::progress::Progress;
 use crate::spec::variant::{attention_name, dtype_name, mode_name};
 
@@ -32,13 +32,13 @@ impl Runner for ObservedRunner<'_> {
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        caches: Option<&Path>,
+        how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
         self.progress.follow(&log);
         let version = log.parent().and_then(Path::file_name).unwrap_or_default();
         let name = version.to_string_lossy().into_owned();
         self.progress.detail(&format!("{name}: $ {}", self.command));
-        let session = self.runner.start(log, stop, caches)?;
+        let session = self.runner.start(log, stop, how)?;
         Ok(Box::new(ObservedSession { session, version: name.clone(), name, progress: self.progress }))
     }
 

@@ -1,15 +1,17 @@
 //! A runner whose workers are processes; the other files of this folder choose the command.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bounds::limits::LINE;
 use reference::protocol::{Failed, Reply, Request};
-use reference::{Launch, Worker, compiler_caches};
+use reference::{Environment, Launch, Template, Worker, compiler_caches};
 
-use super::{NoResult, Runner, Session};
+use super::{NoResult, Runner, Session, Start};
 use crate::execute::cell::{Failure, FailureKind};
 
 /// How long a worker may take to exit when asked to.
@@ -31,6 +33,32 @@ pub struct ProcessRunner {
     pub threads: usize,
     /// [`Runner::is_reusable`].
     pub reusable: bool,
+    /// The processes that fork its workers; `None` if each is started by itself.
+    pub templates: Option<Arc<Templates>>,
+}
+
+/// The processes that fork the workers of one environment.
+#[derive(Debug)]
+pub struct Templates {
+    first: Template,
+    /// Workers of one process share the seed of Python's hashes and the places of libraries in memory, which may decide how a
+    /// sum is computed: those that repeat a cell come from another one.
+    second: Template,
+}
+
+impl Templates {
+    /// Two processes for workers of so many threads; `None` where workers cannot be forked.
+    ///
+    /// # Errors
+    /// When the bridge cannot be written to `cache`.
+    pub fn new(environment: &Environment, cache: &Path, threads: usize) -> io::Result<Option<Self>> {
+        let template = || Launch::template(environment, cache, threads);
+        Ok(template()?.zip(template()?).map(|(first, second)| Self { first, second }))
+    }
+
+    fn of(&self, how: Start<'_>) -> &Template {
+        if how.is_second { &self.second } else { &self.first }
+    }
 }
 
 impl Runner for ProcessRunner {
@@ -38,9 +66,9 @@ impl Runner for ProcessRunner {
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        caches: Option<&Path>,
+        how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
-        Ok(Box::new(ProcessSession { worker: self.worker(log, caches)?, stop }))
+        Ok(Box::new(ProcessSession { worker: self.worker(log, stop, how)?, stop }))
     }
 
     fn is_reusable(&self) -> bool {
@@ -49,8 +77,8 @@ impl Runner for ProcessRunner {
 }
 
 impl ProcessRunner {
-    /// Starts the process; the caches of its compilers end with it, unless there is a folder for them.
-    pub(super) fn worker(&self, log: PathBuf, caches: Option<&Path>) -> Result<Worker, NoResult> {
+    /// Starts the process.
+    pub(super) fn worker(&self, log: PathBuf, stop: &AtomicBool, how: Start<'_>) -> Result<Worker, NoResult> {
         let mut launch = Launch::program(self.command.clone(), log, self.threads);
         launch.folder.clone_from(&self.folder);
         // candle's matmul and rayon both read this variable.
@@ -58,10 +86,17 @@ impl ProcessRunner {
         if std::env::var_os(SPIN_LIMIT).is_none() {
             launch.variables.push((SPIN_LIMIT.into(), "1000".into()));
         }
-        if let Some(caches) = caches {
+        if let Some(caches) = how.caches {
             launch.variables.extend(compiler_caches(caches));
         }
-        Worker::start(&launch).map_err(|error| NoResult::failed(FailureKind::Environment, error.to_string()))
+        let started = match &self.templates {
+            Some(templates) => Worker::fork(templates.of(how), &launch, stop),
+            None => Worker::start(&launch),
+        };
+        started.map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => NoResult::Interrupted,
+            _ => NoResult::failed(FailureKind::Environment, error.to_string()),
+        })
     }
 }
 

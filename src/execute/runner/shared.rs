@@ -4,7 +4,7 @@
 //! milliseconds. A worker whose last request failed is not reused, unless it answered that
 //! it does not support a model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use reference::Worker;
 use reference::protocol::{Forwarded, Reply, Request};
 
 use super::process::{GRACE, ProcessRunner, ask};
-use super::{NoResult, Runner, Session};
+use super::{NoResult, Runner, Session, Start};
 use crate::execute::cell::FailureKind;
 
 /// The workers that no cell uses.
@@ -38,7 +38,7 @@ impl Runner for SharedRunner {
         &'a self,
         log: PathBuf,
         stop: &'a AtomicBool,
-        _caches: Option<&Path>,
+        _how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
         let worker = match take(&self.idle) {
             Some(worker) => {
@@ -50,7 +50,7 @@ impl Runner for SharedRunner {
                 worker
             }
             // It outlives the cell, and a folder for the cell's caches.
-            None => self.runner.worker(log, None)?,
+            None => self.runner.worker(log, stop, Start::default())?,
         };
         Ok(Box::new(SharedSession { worker: Some(worker), idle: Arc::clone(&self.idle), stop }))
     }

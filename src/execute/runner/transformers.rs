@@ -2,10 +2,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use reference::{Environment, Launch};
 
 use super::ProcessRunner;
+use super::process::Templates;
 
 /// The runner of one environment; the bridge is written to `cache` if it is not there yet.
 ///
@@ -13,5 +15,6 @@ use super::ProcessRunner;
 /// When the cache cannot be written.
 pub fn runner(environment: &Environment, cache: &Path, threads: usize) -> io::Result<ProcessRunner> {
     let launch = Launch::transformers(environment, cache, PathBuf::new(), threads)?;
-    Ok(ProcessRunner { command: launch.command, folder: launch.folder, threads, reusable: true })
+    let templates = Templates::new(environment, cache, threads)?.map(Arc::new);
+    Ok(ProcessRunner { command: launch.command, folder: launch.folder, threads, reusable: true, templates })
 }

@@ -13,7 +13,7 @@ use reference::protocol::{Forward, MadeTensor, Prepare, Prepared, Reply, Request
 use super::{Job, Live, Ran, Schedule, out_of_turn, verify_logits};
 use crate::execute::at_once::in_threads;
 use crate::execute::cell::{Completed, Outcome, TokenDifference, TokenizerParity};
-use crate::execute::runner::{NoResult, Session};
+use crate::execute::runner::{NoResult, Session, Start};
 use crate::spec::inputs::Texts;
 use compare::logits::Logits;
 use compare::mask::Mask;
@@ -144,7 +144,7 @@ impl<'a> Schedule<'a> {
     ) -> Result<(), NoResult> {
         let session = match session {
             Some(session) => session,
-            None => session.insert(self.start(job, caches)?),
+            None => session.insert(self.start(job, Start { caches, is_second: true })?),
         };
         match session.ask(&Request::Load(job.load.clone()), self.settings.timeout)? {
             Reply::Ready(_) => self.pass(job, session.as_mut(), path),

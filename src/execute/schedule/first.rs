@@ -12,7 +12,7 @@ use super::{Job, Live, Ran, Schedule, not_finished, seconds};
 use crate::execute::at_once::in_threads;
 use crate::execute::cell::{Completed, Outcome};
 use crate::execute::progress::Task;
-use crate::execute::runner::NoResult;
+use crate::execute::runner::{NoResult, Start};
 
 /// A job that waits for its first pass.
 pub(super) struct Waiting<'a> {
@@ -135,7 +135,7 @@ impl<'a> Schedule<'a> {
 
     /// Starts the worker of one job; it loads, and makes one forward pass whose logits on disk are verified.
     fn first(&self, job: Job<'a>, caches: Option<PathBuf>) -> First<'a> {
-        let mut session = match self.start(&job, caches.as_deref()) {
+        let mut session = match self.start(&job, Start { caches: caches.as_deref(), is_second: false }) {
             Ok(session) => session,
             Err(ended) => return First::Lost(Box::new((job, ended))),
         };

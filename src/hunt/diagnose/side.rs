@@ -9,7 +9,7 @@ use safetensors::tensor::SafeTensors;
 use super::draft::decoded;
 use super::tokens::Tokens;
 use crate::execute::cell::FailureKind;
-use crate::execute::runner::{NoResult, Runner, Session};
+use crate::execute::runner::{NoResult, Runner, Session, Start};
 use crate::spec::variant::measured_positions;
 use compare::logits::{Logits, Values};
 use compare::matrix::{self, Entry, MetricSet, PairOutcome};
@@ -175,7 +175,7 @@ impl<'a> Process<'a> {
     fn ask(&mut self, ask: &Ask) -> Result<Reply, NoResult> {
         if self.session.is_none() {
             let log = self.request.folder.join(format!("diagnose-{}.log", self.side.name));
-            self.session = Some(self.side.runner.start(log, self.request.stop, None)?);
+            self.session = Some(self.side.runner.start(log, self.request.stop, Start::default())?);
         }
         let Some(session) = self.session.as_mut() else {
             return Err(NoResult::failed(FailureKind::Crashed, "the worker has ended"));

@@ -11,6 +11,7 @@ use super::live::{Found, Live, Open};
 use super::routed;
 use super::sequences::Sequences;
 use super::{Finding, LocalizeError, Localized, Request, Side};
+use crate::execute::runner::Start;
 use crate::spec::variant::{attention_name, dtype_name, measured_dtype, measured_positions};
 use compare::mask::Mask;
 use compare::matrix::{self, Entry, PairOutcome};
@@ -243,7 +244,7 @@ impl<'a> Open<'a> {
     pub(super) fn start(&self, side: &'a Side<'a>, load: Load) -> Result<Live<'a>, Attempt> {
         let failed = |ended| lacking(LocalizeError::worker(side, self.request.folder, ended));
         let log = self.request.folder.join("worker.log");
-        let session = side.runner.start(log, self.request.stop, None).map_err(failed)?;
+        let session = side.runner.start(log, self.request.stop, Start::default()).map_err(failed)?;
         let mut live = Live { side, session, request: self.request };
         live.try_ask(&Ask::Load(load)).map_err(failed)?;
         Ok(live)

@@ -8,7 +8,7 @@ use reference::protocol::{
 
 use super::Request;
 use crate::execute::cell::FailureKind;
-use crate::execute::runner::{NoResult, Runner, Session};
+use crate::execute::runner::{NoResult, Runner, Session, Start};
 use crate::spec::inputs;
 use crate::spec::relations::{Batch, Passes, Step};
 use crate::spec::variant::measured_positions;
@@ -55,7 +55,7 @@ impl Live<'_, '_> {
         self.process.loaded = None;
         if self.process.session.is_none() {
             let log = self.request.folder.join("worker.log");
-            self.process.session = Some(self.runner.start(log, self.request.stop, None)?);
+            self.process.session = Some(self.runner.start(log, self.request.stop, Start::default())?);
         }
         match self.ask(&Ask::Load(load.clone()))? {
             Reply::Ready(_) => {

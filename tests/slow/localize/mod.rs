@@ -19,5 +19,7 @@ fn transformers(environment: &Environment) -> ProcessRunner {
     let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&environment.key);
     let variable = format!("TORCHINDUCTOR_CACHE_DIR={}", compiled.display());
     runner.command.splice(0..0, ["/usr/bin/env".into(), variable.into()]);
+    // Forked workers would have the variables of a template that is started without it.
+    runner.templates = None;
     runner
 }

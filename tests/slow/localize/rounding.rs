@@ -10,7 +10,7 @@ use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Decision, Tolerances, verdicts};
 use models::synthetic::catalogue;
 use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Request};
-use tfcheck::execute::runner::{self, ProcessRunner, Runner, Session};
+use tfcheck::execute::runner::{self, ProcessRunner, Runner, Session, Start};
 use tfcheck::hunt::localize::{Finding, Options};
 use tfcheck::spec::variant::measured_dtype;
 use tfcheck::spec::variant::{Variant, attention_name, dtype_name, mode_name};
@@ -132,7 +132,7 @@ fn count(pairs: &[Vec<&'static str>], what: &str, others: &[&str]) -> usize {
 }
 
 fn start<'a>(runner: &'a dyn Runner, setting: &Setting, stop: &'a AtomicBool) -> Box<dyn Session + 'a> {
-    runner.start(setting.folder.path().join("worker.log"), stop, None).unwrap()
+    runner.start(setting.folder.path().join("worker.log"), stop, Start::default()).unwrap()
 }
 
 #[test]
@@ -178,6 +178,7 @@ fn native_models_of_one_and_of_two_threads_never_diverge() {
         folder: None,
         threads,
         reusable: true,
+        templates: None,
     };
     let settings: Vec<Setting> =
         ["llama:tiny", "gemma2", "qwen3", "mixtral"].map(Setting::new).into_iter().collect();

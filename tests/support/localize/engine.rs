@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use reference::protocol::{Dtype, Failed, FailedKind, Load, Reply, Request};
 use tfcheck::execute::cell::FailureKind;
-use tfcheck::execute::runner::{NoResult, Runner, Session};
+use tfcheck::execute::runner::{NoResult, Runner, Session, Start};
 use tfcheck::execute::worker::Engine;
 use tfcheck::execute::worker::candle::CandleEngine;
 
@@ -20,7 +20,7 @@ impl Runner for InProcess {
         &self,
         _: PathBuf,
         _: &'a AtomicBool,
-        _: Option<&Path>,
+        _: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::<InSession>::default())
     }
@@ -34,7 +34,7 @@ impl Runner for WrongInBf16 {
         &self,
         _: PathBuf,
         _: &'a AtomicBool,
-        _: Option<&Path>,
+        _: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
         Ok(Box::new(InSession { wrong_in_bf16: Some(self.0.clone()), ..InSession::default() }))
     }

@@ -16,7 +16,7 @@ use compare::oracle::{Oracles, Origin};
 use compare::verdict::{Tolerances, Verdict, verdicts};
 use reference::protocol::{Attention, Dtype, Forward, Load, Mode, Request as Ask};
 use serde_json::Value;
-use tfcheck::execute::runner::Runner;
+use tfcheck::execute::runner::{Runner, Start};
 use tfcheck::hunt::localize::{LocalizeError, Localized, Options, Request, Side, localize};
 use tfcheck::spec::checkpoint::{Checkpoint, Source};
 use tfcheck::spec::inputs::{self, Padding, Spec};
@@ -128,7 +128,7 @@ impl Setting {
 
     /// The verdict on `a` and `b`; the oracle of each is its own checkpoint in the eager backend in float64.
     pub(crate) fn verdict(&self, a: &Load, b: &Load) -> Verdict {
-        let mut session = InProcess.start(self.folder.path().join("worker.log"), &NEVER, None).unwrap();
+        let mut session = InProcess.start(self.folder.path().join("worker.log"), &NEVER, Start::default()).unwrap();
         let (mut entries, mut origins) = (Vec::new(), Vec::new());
         for (load, is_oracle) in [(a, false), (b, false), (a, true), (b, true)] {
             let family = if origins.len() % 2 == 0 { "right" } else { "wrong" };

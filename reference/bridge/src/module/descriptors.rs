@@ -11,10 +11,7 @@ use protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 
 /// Takes ownership of both pipes and makes them not inheritable by child processes.
 pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {
-    let (requests, replies) = (number(REQUEST_FD_VARIABLE)?, number(REPLY_FD_VARIABLE)?);
-    if requests == replies {
-        return Err(PyRuntimeError::new_err("requests and replies need a descriptor each"));
-    }
+    let (requests, replies) = numbers()?;
     let os = py.import("os")?;
     for descriptor in [requests, replies] {
         // Fails if the descriptor is not open.
@@ -23,6 +20,15 @@ pub(super) fn take(py: Python<'_>) -> PyResult<(File, File)> {
     // SAFETY: both numbers are open descriptors (checked above) that tfcheck opened for this process, and
     // only `main` takes them, once; so each one gets exactly one owner.
     Ok(unsafe { (File::from_raw_fd(requests), File::from_raw_fd(replies)) })
+}
+
+/// The numbers of the descriptors for requests and replies.
+pub(super) fn numbers() -> PyResult<(i32, i32)> {
+    let (requests, replies) = (number(REQUEST_FD_VARIABLE)?, number(REPLY_FD_VARIABLE)?);
+    if requests == replies {
+        return Err(PyRuntimeError::new_err("requests and replies need a descriptor each"));
+    }
+    Ok((requests, replies))
 }
 
 fn number(variable: &str) -> PyResult<i32> {

@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use reference::protocol::{Forwarded, LOGITS, Positions, Ready, Reply, Request, Timed, Tokenized};
 
 use crate::execute::cell::FailureKind;
-use crate::execute::runner::{NoResult, Runner, Session};
+use crate::execute::runner::{NoResult, Runner, Session, Start};
 
 /// The behaviour of a fake worker on each request.
 #[derive(Clone, Debug, Default)]
@@ -73,12 +73,12 @@ impl Runner for FakeRunner {
         &'a self,
         _log: PathBuf,
         stop: &'a AtomicBool,
-        caches: Option<&Path>,
+        how: Start<'_>,
     ) -> Result<Box<dyn Session + 'a>, NoResult> {
         if let Some(ended) = &self.script.start {
             return Err(ended.clone());
         }
-        if caches.is_some() {
+        if how.caches.is_some() {
             self.note("start with caches");
         }
         Ok(Box::new(FakeSession { runner: self.clone(), stop }))
