@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use reference::protocol::{Dtype, Forward, Load, Request};
-use tfcheck::execute::runner::{NoResult, ProcessRunner, Runner, SharedRunner};
+use tfcheck::execute::runner::{NoResult, ProcessRunner, Runner, SharedRunner, Start};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -45,7 +45,7 @@ fn cell(
     folder: &Path,
 ) -> Result<Vec<Vec<Vec<f64>>>, NoResult> {
     let stop = AtomicBool::new(false);
-    let mut session = runner.start(folder.join("worker.log"), &stop, None)?;
+    let mut session = runner.start(folder.join("worker.log"), &stop, Start::default())?;
     let load = Load { dtype, ..Load::new(checkpoint.to_owned(), checkpoint.join("inputs.safetensors")) };
     session.ask(&Request::Load(load), LIMIT)?;
     let logits = folder.join("logits.safetensors");
@@ -90,7 +90,7 @@ fn cells_at_once_have_a_worker_each_and_later_cells_reuse_them() {
     let checkpoint = checkpoint(folder.path(), "mistral");
     let shared = SharedRunner::new(native());
     let (at, stop) = (|name: &str| folder.path().join(name), AtomicBool::new(false));
-    let start = |name: &str| shared.start(at(name).join("worker.log"), &stop, None).unwrap();
+    let start = |name: &str| shared.start(at(name).join("worker.log"), &stop, Start::default()).unwrap();
     let has_started = |name: &str| at(name).join("worker.log").exists();
     let (one, two) = (start("one"), start("two"));
     assert!(has_started("one") && has_started("two"));

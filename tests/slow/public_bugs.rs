@@ -27,7 +27,7 @@ fn run(checkpoints: &[&str], versions: &[&str], attention: &str) -> (Value, Stri
         versions.iter().map(version).collect(),
         format!(
             "[inputs]\nlengths = [12]\n[candle]\nmodes = []\n[run]\nmodes = [\"eager\"]\nattention = [{attention}]\n\
-             dtypes = [\"f32\"]\noracle = true\nrounds = 0\ntrace = false\nnoise = false\n"
+             dtypes = [\"f32\"]\noracle = true\nrounds = 0\ntrace = false\nnoise = false\ndiagnose_s = 0\n"
         ),
     ];
     let config = sandbox.write("tfcheck.toml", &config.concat());

@@ -9,6 +9,7 @@ mod capture;
 mod environment;
 mod float64;
 mod heads;
+mod template;
 mod tiny;
 mod truth;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use reference::protocol::{
     ATTENTION_MASK, Attention, Dtype, Forward, Forwarded, INPUT_IDS, LOGITS, Load, Mode, POSITION_IDS, Ready,
 };
 use reference::{
-    Environment, Launch, Source, Specification, Versions, Worker, WorkerEnd, prepare, prepare_all, release,
+    Environment, Launch, Source, Specification, Template, Versions, Worker, WorkerEnd, prepare, prepare_all,
+    release,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Element, TensorView};
@@ -223,6 +225,15 @@ pub(crate) struct Outcome {
     pub(crate) forwarded: Forwarded,
 }
 
+/// The process that forks the workers of an environment, as long as the tests run.
+fn template(environment: &Environment) -> &'static Template {
+    static KNOWN: Mutex<BTreeMap<PathBuf, &'static Template>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known
+        .entry(environment.python.clone())
+        .or_insert_with(|| Box::leak(Box::new(Launch::template(environment, &cache(), 1).unwrap().unwrap())))
+}
+
 impl Cell<'_> {
     pub(crate) fn start(&self, folder: &Path) -> Worker {
         let mut launch =
@@ -231,7 +242,7 @@ impl Cell<'_> {
         // on.
         let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&self.environment.key);
         launch.variables.push(("TORCHINDUCTOR_CACHE_DIR".into(), compiled.into_os_string()));
-        Worker::start(&launch).unwrap()
+        Worker::fork(template(self.environment), &launch, &AtomicBool::new(false)).unwrap()
     }
 
     pub(crate) fn load(&self) -> Load {

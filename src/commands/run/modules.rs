@@ -34,7 +34,8 @@ pub fn modules(
     let failed = |ended| LocalizeError::ended(variant, folder, ended);
     let timeout = Duration::from_secs(request.config.run.timeout_s);
     let runner = runners.of(cell).map_err(failed)?;
-    let mut session = runner.start(folder.join("worker.log"), request.stop, Start::default()).map_err(failed)?;
+    let mut session =
+        runner.start(folder.join("worker.log"), request.stop, Start::default()).map_err(failed)?;
     let asked = load(request, prepared, &folder.join("inputs.safetensors"), &runners, cell);
     session.ask(&Ask::Load(asked), timeout).map_err(failed)?;
     let tensors = folder.join("modules");

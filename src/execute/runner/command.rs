@@ -7,5 +7,11 @@ use super::ProcessRunner;
 /// The runner of a user's program, started in `folder`.
 pub fn runner(program: &[String], folder: &Path, threads: usize) -> ProcessRunner {
     let folder = (!folder.as_os_str().is_empty()).then(|| folder.to_owned());
-    ProcessRunner { command: program.iter().map(Into::into).collect(), folder, threads, reusable: false, templates: None }
+    ProcessRunner {
+        command: program.iter().map(Into::into).collect(),
+        folder,
+        threads,
+        reusable: false,
+        templates: None,
+    }
 }

@@ -80,7 +80,7 @@ fn verdicts(fork: &Fork, sums: &[Sum], with: fn(&str) -> String) -> Vec<[(String
          [[versions]]\nname = \"fork\"\nsource = \"-e {}\"\n\
          [candle]\nmodes = []\n\
          [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\ndtypes = [\"f32\", \"bf16\"]\noracle = true\nrounds = 0\n\
-         trace = false\nnoise = false\nthreads = 1\n",
+         trace = false\nnoise = false\nthreads = 1\ndiagnose_s = 0\n",
         plants.iter().map(checkpoint).collect::<String>(),
         fork.0.display(),
     );

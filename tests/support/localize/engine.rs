@@ -3,7 +3,7 @@
 // Each test binary uses a part of this module.
 #![allow(dead_code, reason = "shared by two test binaries")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 

@@ -128,7 +128,8 @@ impl Setting {
 
     /// The verdict on `a` and `b`; the oracle of each is its own checkpoint in the eager backend in float64.
     pub(crate) fn verdict(&self, a: &Load, b: &Load) -> Verdict {
-        let mut session = InProcess.start(self.folder.path().join("worker.log"), &NEVER, Start::default()).unwrap();
+        let mut session =
+            InProcess.start(self.folder.path().join("worker.log"), &NEVER, Start::default()).unwrap();
         let (mut entries, mut origins) = (Vec::new(), Vec::new());
         for (load, is_oracle) in [(a, false), (b, false), (a, true), (b, true)] {
             let family = if origins.len() % 2 == 0 { "right" } else { "wrong" };
