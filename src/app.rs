@@ -228,6 +228,9 @@ fn scoreboard(cli: &Cli, arguments: &crate::cli::Scoreboard) -> Result<ExitCode>
         let plan = scoreboard::plan(&config)?;
         Ok((config, plan))
     };
+    if arguments.engine.is_some() {
+        return shares::slurm_scoreboard(cli, arguments, &make);
+    }
     let fold = Fold { adapt: scoreboard::untimed, write: scoreboard::write, sharing: sharing.as_ref() };
     folded(cli, arguments.resume.as_deref(), &arguments.results, &make, &fold)
 }

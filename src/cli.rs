@@ -326,6 +326,9 @@ pub struct Scoreboard {
     /// Compute one of N shares of about equal estimated time, to be put together by `tfcheck merge` and `tfcheck scoreboard --resume RUN`.
     #[arg(long, value_name = "K/N", conflicts_with = "resume")]
     pub shard: Option<Shard>,
+    /// Submit the units as jobs, wait for them and merge them, as `tfcheck run` does; --resume takes the folder of the jobs.
+    #[arg(long, value_name = "ENGINE", value_enum, conflicts_with = "shard")]
+    pub engine: Option<EngineName>,
     /// Complete an interrupted scoreboard, keeping its finished cells.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "only", "all", "checkout", "results"])]
     pub resume: Option<PathBuf>,

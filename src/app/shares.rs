@@ -10,6 +10,7 @@ use super::{gated, progress, say};
 use crate::cli::{self, Cli};
 use crate::commands::merge::{self, MergeRequest};
 use crate::commands::run::{self, Part, RunRequest, Sharing};
+use crate::commands::scoreboard;
 use crate::commands::slurm::{self, SlurmRequest};
 use crate::execute::answer;
 use crate::execute::progress::Progress;
@@ -68,16 +69,50 @@ pub(super) fn slurm(cli: &Cli, arguments: &cli::Run) -> Result<ExitCode> {
         sharing: sharing.as_ref(),
         ..session.request(&loaded.config, &loaded.text, &plan)
     };
-    let parent = arguments.resume.as_ref().map(|folder| match folder.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    });
-    slurm::run(&SlurmRequest {
+    let ended = slurm::run(&SlurmRequest {
+        command: "run",
         run: &request,
-        results: parent.unwrap_or(&arguments.results),
+        results: arguments.resume.as_deref().map_or(&arguments.results, parent),
         resume: arguments.resume.as_deref(),
         dry_run: arguments.dry_run,
-    })
+    })?;
+    Ok(ended.code)
+}
+
+/// Submits the units of a scoreboard to a Slurm cluster, waits for them and folds the merged run.
+pub(super) fn slurm_scoreboard(
+    cli: &Cli,
+    arguments: &cli::Scoreboard,
+    make: &dyn Fn(&Session) -> Result<(Config, Plan)>,
+) -> Result<ExitCode> {
+    let session = Session::open(progress(cli).without_results())?;
+    let (loaded, plan) = if let Some(folder) = &arguments.resume {
+        let path = folder.join("plan.json");
+        of_frozen(&Frozen::read(&path)?, &path)?
+    } else {
+        let (config, plan) = make(&session)?;
+        let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
+        (Loaded { config, text, path: None }, plan)
+    };
+    let ended = slurm::run(&SlurmRequest {
+        command: "scoreboard",
+        run: &session.request(&loaded.config, &loaded.text, &plan),
+        results: arguments.resume.as_deref().map_or(&arguments.results, parent),
+        resume: arguments.resume.as_deref(),
+        dry_run: false,
+    })?;
+    if let Some(merged) = &ended.merged {
+        say(&scoreboard::write(merged)?)?;
+        // Localising takes the machine that merges minutes, and a node may not have the environments.
+        let merged = merged.display();
+        session.progress.line(&format!("localise and diagnose what diverges with: tfcheck scoreboard --resume {merged}"));
+    }
+    Ok(ended.code)
+}
+
+/// The folder that has `folder`.
+fn parent(folder: &Path) -> &Path {
+    folder.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 fn config(manifest: &Manifest) -> Result<(Config, String)> {

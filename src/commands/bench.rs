@@ -12,7 +12,8 @@ use miette::Result;
 use reference::protocol::{Attention, Dtype, Mode, Positions};
 use serde::Serialize;
 
-use crate::execute::cell::{Completed, Outcome};
+use super::scoreboard::word_on;
+use crate::execute::cell::{Cell, Completed, Outcome};
 use crate::judge::assess;
 use crate::judge::view::{CaseView, RunView, Timed, side_by_side};
 use crate::results::RunFolder;
@@ -21,6 +22,7 @@ use crate::spec::machine;
 use crate::spec::plan::{Plan, release_order};
 use crate::spec::variant::{Runner, dtype_name};
 use compare::timing::{Interval, speed_up, summarize};
+use compare::verdict::Verdict;
 
 /// Which forward passes are timed, and how often.
 #[derive(Clone, Debug)]
@@ -76,7 +78,8 @@ pub fn config(base: &Config, options: &BenchOptions) -> Result<Config> {
             trace: false,
             noise: false,
             diagnose_s: 0,
-            oracle: false,
+            // Speed is listed beside correctness.
+            oracle: true,
             baseline: None,
             fail_on: Vec::new(),
             against: None,
@@ -152,6 +155,14 @@ pub struct TimedVariant {
     pub variant: String,
     /// The times, or why there are none.
     pub measured: std::result::Result<Measured, String>,
+    /// `‖variant − float64‖ / ‖float64‖`, where float64 is the result of the same family, or else of transformers.
+    pub relative_l2: Option<f64>,
+    /// The verdict on this variant and the first transformers variant of its dtype; `reference` for that one.
+    pub verdict: Option<String>,
+    /// The time of the native fused variant over this one's.
+    pub fused_over: Option<Ratio>,
+    /// What a program of the config says about its numbers.
+    pub notes: Vec<String>,
 }
 
 /// Milliseconds per forward pass, and memory.
@@ -198,6 +209,10 @@ fn tables(case: &CaseView) -> Vec<Table> {
     dtypes.sort_unstable();
     dtypes.dedup();
     let passes = [Timed::Prefill, Timed::Decode];
+    // A float64 variant that serves as reference only is not timed.
+    let is_oracle = |index: usize| case.accuracies.iter().any(|accuracy| accuracy.oracle == index);
+    let is_timed = |(index, cell): (usize, &Cell)| !is_oracle(index) || measured(&cell.outcome, Timed::Prefill).is_ok();
+    dtypes.retain(|dtype| case.cells.iter().enumerate().any(|each| each.1.variant.dtype == *dtype && is_timed(each)));
     let all = dtypes.into_iter().flat_map(|dtype| passes.map(|pass| table(case, dtype, pass)));
     all.filter(|table| table.pass == "prefill" || table.rows.iter().any(|row| row.measured.is_ok())).collect()
 }
@@ -205,15 +220,15 @@ fn tables(case: &CaseView) -> Vec<Table> {
 /// A variant's name, record and median.
 type Best<'a> = (&'a String, &'a Completed, f64);
 
-fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
+fn table<'a>(case: &'a CaseView, dtype: Dtype, pass: Timed) -> Table {
     let cells = || case.cells.iter().filter(move |cell| cell.variant.dtype == dtype);
+    let timed = |cell: &'a Cell| -> Option<Best<'a>> {
+        let Outcome::Completed(completed) = &cell.outcome else { return None };
+        Some((&cell.name, completed, summarize(pass.rounds(completed))?.p50_ms))
+    };
     let best = |wanted: &dyn Fn(Runner, Mode) -> bool| {
-        let timed =
-            cells().filter(|cell| wanted(cell.variant.runner, cell.variant.mode)).filter_map(|cell| {
-                let Outcome::Completed(completed) = &cell.outcome else { return None };
-                Some((&cell.name, completed, summarize(pass.rounds(completed))?.p50_ms))
-            });
-        timed.min_by(|a, b| a.2.total_cmp(&b.2))
+        let wanted = cells().filter(|cell| wanted(cell.variant.runner, cell.variant.mode));
+        wanted.filter_map(timed).min_by(|a, b| a.2.total_cmp(&b.2))
     };
     let torch = best(&|runner, _| runner == Runner::Transformers);
     let port = best(&|runner, _| runner == Runner::CandleTransformers);
@@ -231,8 +246,9 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
         })
     };
     // Without a port, eager is compared with torch too.
+    let fused = of(Mode::Fused);
     let has_port = cells().any(|cell| cell.variant.runner == Runner::CandleTransformers);
-    let pairs = [(of(Mode::Fused), torch), (of(Mode::Eager), if has_port { port } else { torch })];
+    let pairs = [(fused, torch), (of(Mode::Eager), if has_port { port } else { torch })];
     Table {
         checkpoint: case.checkpoint.clone(),
         inputs: case.inputs.clone(),
@@ -242,10 +258,41 @@ fn table(case: &CaseView, dtype: Dtype, pass: Timed) -> Table {
             Timed::Decode => "decode",
         },
         rows: cells()
-            .map(|cell| TimedVariant { variant: cell.name.clone(), measured: measured(&cell.outcome, pass) })
+            .map(|cell| TimedVariant {
+                variant: cell.name.clone(),
+                measured: measured(&cell.outcome, pass),
+                relative_l2: relative_l2(case, cell),
+                verdict: verdict(case, cell),
+                fused_over: fused.zip(timed(cell)).filter(|(fused, own)| fused.0 != own.0).and_then(ratio),
+                notes: of_program(cell),
+            })
             .collect(),
         ratios: pairs.into_iter().filter_map(|(above, below)| ratio((above?, below?))).collect(),
     }
+}
+
+fn of_program(cell: &Cell) -> Vec<String> {
+    match &cell.outcome {
+        Outcome::Completed(completed) if cell.variant.runner == Runner::Command => completed.notes.clone(),
+        _ => Vec::new(),
+    }
+}
+
+fn relative_l2(case: &CaseView, cell: &Cell) -> Option<f64> {
+    let index = case.cells.iter().position(|other| other.name == cell.name)?;
+    Some(case.accuracies.iter().find(|accuracy| accuracy.variant == index)?.relative_l2)
+}
+
+fn verdict(case: &CaseView, cell: &Cell) -> Option<String> {
+    let is_reference =
+        |other: &&Cell| other.variant.runner == Runner::Transformers && other.variant.dtype == cell.variant.dtype;
+    let reference = &case.cells.iter().find(is_reference)?.name;
+    if *reference == cell.name {
+        return Some("reference".to_owned());
+    }
+    let names = [&cell.name, reference];
+    let is_it = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);
+    Some(word_on(&cell.name, &case.verdicts.iter().find(is_it)?.decision).to_owned())
 }
 
 fn measured(outcome: &Outcome, pass: Timed) -> std::result::Result<Measured, String> {

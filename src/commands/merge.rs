@@ -22,6 +22,7 @@ use crate::judge::history;
 use crate::results::{Frozen, Manifest, RunFolder};
 use crate::spec::units::Unit;
 use copy::Copy;
+pub use parts::runs_in;
 use parts::{Part, Parts};
 
 /// What to merge.

@@ -404,7 +404,7 @@ fn score(case: &CaseView, index: usize) -> Score {
 }
 
 /// The decision as a word on `variant`: where the reference is the one that rounds worse, the variant is right.
-fn word_on(variant: &str, decision: &Decision) -> &'static str {
+pub(super) fn word_on(variant: &str, decision: &Decision) -> &'static str {
     match decision {
         Decision::WorseRounding { worse } if worse != variant => Decision::SameMathematics.word(),
         decision => decision.word(),

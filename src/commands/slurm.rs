@@ -19,7 +19,7 @@ use super::merge;
 use super::run::{self, RunRequest};
 use crate::execute::progress::Progress;
 use crate::judge::exit_code::ExitCode;
-use crate::results::{Frozen, check_links, write_file};
+use crate::results::{Frozen, RunFolder, check_links, write_file};
 use queue::Queue;
 use script::{Batch, Scripts};
 
@@ -28,6 +28,8 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// A run on a cluster.
 pub struct SlurmRequest<'a> {
+    /// The command that submits: `run`, `scoreboard`.
+    pub command: &'a str,
     /// What to run.
     pub run: &'a RunRequest<'a>,
     /// Folder in which the folder of the jobs and the merged run are created.
@@ -53,12 +55,26 @@ impl Submitted {
     }
 }
 
+/// What came of a run on a cluster.
+pub struct Ended {
+    /// The merge's.
+    pub code: ExitCode,
+    /// The merged run; `None` if nothing was merged.
+    pub merged: Option<PathBuf>,
+}
+
+impl From<ExitCode> for Ended {
+    fn from(code: ExitCode) -> Self {
+        Self { code, merged: None }
+    }
+}
+
 /// Freezes the plan, submits its units and the merge, and waits for the merged run. A request to stop cancels what was
 /// submitted.
 ///
 /// # Errors
 /// When something cannot be prepared or written, or Slurm refuses a job.
-pub fn run(request: &SlurmRequest<'_>) -> Result<ExitCode> {
+pub fn run(request: &SlurmRequest<'_>) -> Result<Ended> {
     let progress = request.run.progress;
     let (folder, frozen) = match request.resume {
         Some(folder) => {
@@ -90,7 +106,7 @@ pub fn run(request: &SlurmRequest<'_>) -> Result<ExitCode> {
             progress.line(&format!("would run: {}", scripts.submit_line(batch)));
         }
         progress.line(&format!("would run: {}", scripts.merge_line("afterany:IDS")));
-        return Ok(ExitCode::Agree);
+        return Ok(ExitCode::Agree.into());
     }
     let mut submitted = Submitted::default();
     let outcome = submit(&scripts, &batches, &folder, &mut submitted)
@@ -101,10 +117,21 @@ pub fn run(request: &SlurmRequest<'_>) -> Result<ExitCode> {
     if matches!(outcome, Ok(ExitCode::Interrupted)) {
         let folder = folder.display();
         progress.line(&format!(
-            "cancelled the jobs; complete them with: tfcheck run --engine slurm --resume {folder}"
+            "cancelled the jobs; complete them with: tfcheck {} --engine slurm --resume {folder}",
+            request.command
         ));
     }
-    outcome
+    Ok(Ended { code: outcome?, merged: merged(request.results, &frozen) })
+}
+
+/// The newest merged run of the plan in `results`.
+fn merged(results: &Path, frozen: &Frozen) -> Option<PathBuf> {
+    let is_it = |path: &PathBuf| {
+        let folder = RunFolder::open(path).ok()?;
+        let plan = path.join("merged.json").is_file().then(|| Frozen::of_run(&folder).ok().flatten())??;
+        (plan.digest == frozen.digest).then_some(())
+    };
+    merge::runs_in(results).ok()?.into_iter().rev().find(|path| is_it(path).is_some())
 }
 
 /// Freezes the plan in a new folder of jobs.

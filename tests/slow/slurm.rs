@@ -195,3 +195,39 @@ fn an_interrupt_cancels_every_job_that_was_submitted() {
         active.trim().is_empty().then_some(())
     });
 }
+
+/// The rows of a scoreboard without what only a machine that localises knows.
+fn rows(run: &Path) -> serde_json::Value {
+    let text = std::fs::read_to_string(run.join("scoreboard.json")).unwrap();
+    let mut rows = serde_json::from_str::<serde_json::Value>(&text).unwrap()["rows"].take();
+    let scores = |row: &mut serde_json::Value| row["scores"].as_array_mut().unwrap().clone();
+    for row in rows.as_array_mut().unwrap() {
+        let bare = scores(row).into_iter().map(|mut score| {
+            for name in ["module", "diagnosis"] {
+                score.as_object_mut().map(|score| score.remove(name));
+            }
+            score
+        });
+        row["scores"] = bare.collect();
+    }
+    rows
+}
+
+#[test]
+fn the_units_of_a_scoreboard_give_the_table_of_one_machine() {
+    let Some(cluster) = Cluster::start() else { return };
+    let sandbox = Sandbox::new();
+    sandbox.write("tfcheck.toml", "[engine]\nmemory_mb = 1500\n[run]\ndiagnose_s = 0\n");
+    let arguments = ["scoreboard", "--only", "starcoder2"];
+    let local = sandbox.tfcheck(&[&arguments[..], &["--results", "local"]].concat());
+    let mut command =
+        sandbox.command(&[&arguments[..], &["--engine", "slurm", "--results", "results"]].concat());
+    let merged = cluster.with(&mut command).output().unwrap();
+    let told = format!("{}\n{}", stderr(&merged), stdout(&merged));
+    assert_eq!(merged.status.code(), local.status.code(), "{told}");
+    assert!(stdout(&merged).contains("| starcoder2"), "{told}");
+    let run = |folder: &str| newest(&sandbox.path().join(folder), "run_").unwrap();
+    let expected = rows(&run("local"));
+    assert!(expected.as_array().unwrap().len() >= 5);
+    assert_eq!(rows(&run("results")), expected);
+}

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Bench, Measured, Table};
+use super::{Bench, Measured, Ratio, Table};
 use compare::units::bytes;
 
 /// The machine, then a table for each case and dtype with its ratios below.
@@ -25,13 +25,21 @@ pub(super) fn markdown(bench: &Bench) -> String {
 pub(crate) fn one(text: &mut String, level: &str, table: &Table) {
     let _ =
         writeln!(text, "\n{level} {}, {}, {}: {}\n", table.checkpoint, table.inputs, table.dtype, table.pass);
-    text.push_str("| Variant | p50 (ms) | 95 % interval | min (ms) | n | Peak memory |\n");
-    text.push_str("|---|--:|--:|--:|--:|--:|\n");
+    text.push_str(
+        "| Variant | p50 (ms) | 95 % interval | min (ms) | n | Peak memory | fused ÷ it | Relative L2 to float64 | Verdict |\n",
+    );
+    text.push_str("|---|--:|--:|--:|--:|--:|--:|--:|---|\n");
     for row in &table.rows {
-        let _ = match &row.measured {
-            Ok(measured) => writeln!(text, "| {} | {} |", row.variant, numbers(measured).join(" | ")),
-            Err(reason) => writeln!(text, "| {} | {reason} | | | | |", row.variant),
+        let times = match &row.measured {
+            Ok(measured) => numbers(measured).join(" | "),
+            Err(reason) => format!("{reason} | | | | "),
         };
+        let fused = row.fused_over.as_ref().map_or_else(String::new, |Ratio { ratio, interval: [low, high], .. }| {
+            format!("{ratio:.2} ({low:.2}–{high:.2})")
+        });
+        let error = row.relative_l2.map_or_else(String::new, |error| format!("{error:.1e}"));
+        let verdict = row.verdict.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "| {} | {times} | {fused} | {error} | {verdict} |", row.variant);
     }
     for ratio in &table.ratios {
         let [low, high] = ratio.interval;
@@ -40,6 +48,19 @@ pub(crate) fn one(text: &mut String, level: &str, table: &Table) {
             "\n**{} / {}: {:.3}** ({low:.3}–{high:.3})",
             ratio.variant, ratio.over, ratio.ratio
         );
+    }
+    let mut notes: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (row, note) in table.rows.iter().flat_map(|row| row.notes.iter().map(move |note| (row, note))) {
+        match notes.iter_mut().find(|(known, _)| known == note) {
+            Some((_, variants)) => variants.push(&row.variant),
+            None => notes.push((note, vec![&row.variant])),
+        }
+    }
+    if !notes.is_empty() {
+        text.push('\n');
+    }
+    for (note, variants) in notes {
+        let _ = writeln!(text, "- {}: {note}", variants.join(", "));
     }
     if table.rows.iter().any(|row| row.measured.as_ref().is_ok_and(|measured| measured.is_last_only)) {
         text.push_str("\n\\* logits of the last position only, so less work than the others'.\n");

@@ -150,7 +150,10 @@ pub(super) fn is_complete(path: &Path) -> Result<bool, ResultsError> {
 }
 
 /// The run folders in `folder`: itself, or its folders `run_…`, in the order of their names.
-pub(super) fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let is_run = |path: &Path| path.join("run.json").is_file();
     if is_run(folder) {
         return Ok(vec![folder.to_owned()]);
