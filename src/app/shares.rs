@@ -105,7 +105,9 @@ pub(super) fn slurm_scoreboard(
         say(&scoreboard::write(merged)?)?;
         // Localising takes the machine that merges minutes, and a node may not have the environments.
         let merged = merged.display();
-        session.progress.line(&format!("localise and diagnose what diverges with: tfcheck scoreboard --resume {merged}"));
+        session
+            .progress
+            .line(&format!("localise and diagnose what diverges with: tfcheck scoreboard --resume {merged}"));
     }
     Ok(ended.code)
 }

@@ -211,8 +211,11 @@ fn tables(case: &CaseView) -> Vec<Table> {
     let passes = [Timed::Prefill, Timed::Decode];
     // A float64 variant that serves as reference only is not timed.
     let is_oracle = |index: usize| case.accuracies.iter().any(|accuracy| accuracy.oracle == index);
-    let is_timed = |(index, cell): (usize, &Cell)| !is_oracle(index) || measured(&cell.outcome, Timed::Prefill).is_ok();
-    dtypes.retain(|dtype| case.cells.iter().enumerate().any(|each| each.1.variant.dtype == *dtype && is_timed(each)));
+    let is_timed =
+        |(index, cell): (usize, &Cell)| !is_oracle(index) || measured(&cell.outcome, Timed::Prefill).is_ok();
+    dtypes.retain(|dtype| {
+        case.cells.iter().enumerate().any(|each| each.1.variant.dtype == *dtype && is_timed(each))
+    });
     let all = dtypes.into_iter().flat_map(|dtype| passes.map(|pass| table(case, dtype, pass)));
     all.filter(|table| table.pass == "prefill" || table.rows.iter().any(|row| row.measured.is_ok())).collect()
 }
@@ -284,8 +287,9 @@ fn relative_l2(case: &CaseView, cell: &Cell) -> Option<f64> {
 }
 
 fn verdict(case: &CaseView, cell: &Cell) -> Option<String> {
-    let is_reference =
-        |other: &&Cell| other.variant.runner == Runner::Transformers && other.variant.dtype == cell.variant.dtype;
+    let is_reference = |other: &&Cell| {
+        other.variant.runner == Runner::Transformers && other.variant.dtype == cell.variant.dtype
+    };
     let reference = &case.cells.iter().find(is_reference)?.name;
     if *reference == cell.name {
         return Some("reference".to_owned());

@@ -34,9 +34,12 @@ pub(crate) fn one(text: &mut String, level: &str, table: &Table) {
             Ok(measured) => numbers(measured).join(" | "),
             Err(reason) => format!("{reason} | | | | "),
         };
-        let fused = row.fused_over.as_ref().map_or_else(String::new, |Ratio { ratio, interval: [low, high], .. }| {
-            format!("{ratio:.2} ({low:.2}–{high:.2})")
-        });
+        let fused = row
+            .fused_over
+            .as_ref()
+            .map_or_else(String::new, |Ratio { ratio, interval: [low, high], .. }| {
+                format!("{ratio:.2} ({low:.2}–{high:.2})")
+            });
         let error = row.relative_l2.map_or_else(String::new, |error| format!("{error:.1e}"));
         let verdict = row.verdict.as_deref().unwrap_or_default();
         let _ = writeln!(text, "| {} | {times} | {fused} | {error} | {verdict} |", row.variant);

@@ -22,7 +22,8 @@ fn all_torch_modes_run_with_the_port_and_both_backends() {
     let torch = ["eager", "compiled", "frozen"].map(|mode| format!("{newest}_{mode}_sdpa"));
     let native = ["candle_eager", "candle_fused", "candle-transformers_eager"].map(str::to_owned);
     let oracles = [format!("{newest}_eager_eager_f64"), "candle_eager_f64".to_owned()];
-    let (mut timed, mut untimed): (Vec<String>, Vec<String>) = first.into_iter().partition(|name| !name.ends_with("_f64"));
+    let (mut timed, mut untimed): (Vec<String>, Vec<String>) =
+        first.into_iter().partition(|name| !name.ends_with("_f64"));
     timed.iter_mut().for_each(|name| *name = name.trim_end_matches("_f32").to_owned());
     untimed.sort();
     assert_eq!(timed, [torch, native].concat());
