@@ -35,7 +35,7 @@ use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant;
 pub use diagnose::{WantedDiagnosis, diagnose};
 pub use localize::{Wanted, localize};
-pub use modules::modules;
+pub use modules::{modules, surgery};
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase, Watch};
 pub use relations::relations;

@@ -10,12 +10,14 @@ mod candidates;
 mod causes;
 mod coarse;
 mod draft;
+mod edits;
 mod fit;
 mod hypotheses;
 mod knobs;
 mod lab;
 mod native;
 mod parts;
+mod recorded;
 mod search;
 mod shrink;
 mod side;
@@ -28,6 +30,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 pub use hypotheses::{Hypothesis, hypotheses};
+pub use recorded::{Operated, PLACES, operated, operated_natively};
 pub use side::Side;
 pub use tokens::Tokens;
 
