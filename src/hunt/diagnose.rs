@@ -11,6 +11,7 @@ mod causes;
 mod coarse;
 mod draft;
 mod edits;
+mod envelope;
 mod fit;
 mod hypotheses;
 mod knobs;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+pub use envelope::envelope;
 pub use hypotheses::{Hypothesis, hypotheses};
 pub use recorded::{Operated, PLACES, operated, operated_natively};
 pub use side::Side;
