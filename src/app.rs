@@ -356,8 +356,12 @@ fn record(cli: &Cli, arguments: &crate::cli::Record) -> Result<ExitCode> {
     if finished.code == ExitCode::Interrupted {
         return Ok(finished.code);
     }
-    let out =
-        record::Out { folder: &arguments.out, positions: arguments.positions, modules: &arguments.modules };
+    let out = record::Out {
+        folder: &arguments.out,
+        positions: arguments.positions,
+        modules: &arguments.modules,
+        surgery: arguments.surgery,
+    };
     say(&record::write(&finished.folder, &request, &out)?)
 }
 

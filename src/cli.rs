@@ -297,6 +297,9 @@ pub struct Record {
     /// Also keep the outputs of modules that match this glob over their paths, such as `model.layers.*`, so that a failing test names the first one that departs; repeatable.
     #[arg(long = "modules", value_name = "GLOB")]
     pub modules: Vec<String>,
+    /// Also keep logits of edited checkpoints in which parts of the network are switched off, so that a failing test names the part that differs.
+    #[arg(long)]
+    pub surgery: bool,
     /// Folder in which the run folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]
     pub results: PathBuf,

@@ -7,6 +7,7 @@ mod words;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::Dtype;
+use super::envelope::Envelope;
 use super::metrics::PositionIndex;
 use super::repeat::Noise;
 
@@ -46,6 +47,9 @@ pub enum Evidence {
         /// The float64 results that are not used; `None` if there are none.
         #[serde(skip_serializing_if = "Option::is_none")]
         distrusted: Option<Distrusted>,
+        /// The rounding that was measured to give the limit; `None` if the limit is the fixed one of the dtype.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        measured: Option<Envelope>,
     },
     /// One side was compared with recorded logits.
     Recorded {

@@ -10,6 +10,7 @@
 pub mod details;
 mod dtype;
 mod entry;
+pub mod envelope;
 pub mod evidence;
 mod fold;
 pub mod groups;

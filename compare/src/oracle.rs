@@ -1,6 +1,7 @@
 //! Each variant's error against the float64 result (the oracle) of the same computation.
 
 use super::Dtype;
+use super::envelope::Envelope;
 use super::evidence::Routing;
 use super::matrix::Matrix;
 use super::metrics::{PairMetrics, Side};
@@ -49,6 +50,7 @@ pub struct Oracles {
     any: Option<usize>,
     near_ties: Vec<(usize, Routing)>,
     opaque: Vec<usize>,
+    envelopes: Vec<Envelope>,
 }
 
 impl Oracles {
@@ -69,7 +71,14 @@ impl Oracles {
             })
             .collect();
         let any = usable.first().copied();
-        Self { origins: origins.to_vec(), own, any, near_ties: Vec::new(), opaque: Vec::new() }
+        Self {
+            origins: origins.to_vec(),
+            own,
+            any,
+            near_ties: Vec::new(),
+            opaque: Vec::new(),
+            envelopes: Vec::new(),
+        }
     }
 
     /// Records variants that show no modules, so that only their logits can distinguish rounding from another function:
@@ -78,6 +87,18 @@ impl Oracles {
     pub fn with_opaque(mut self, variants: impl IntoIterator<Item = usize>) -> Self {
         self.opaque.extend(variants);
         self
+    }
+
+    /// Records what rounding was measured to do in a dtype, for pairs of which neither float64 nor float32 results decide.
+    #[must_use]
+    pub fn with_envelopes(mut self, envelopes: impl IntoIterator<Item = Envelope>) -> Self {
+        self.envelopes.extend(envelopes);
+        self
+    }
+
+    /// What rounding was measured to do in a dtype.
+    pub(super) fn envelope(&self, dtype: Dtype) -> Option<&Envelope> {
+        self.envelopes.iter().find(|known| known.dtype == dtype)
     }
 
     /// The float32 results of an opaque variant's own code, if its dtype is a lower one.

@@ -105,6 +105,13 @@ pub struct Overrides {
 }
 
 impl Tolerances {
+    /// Whether the limits of rounding in a dtype are tfcheck's own.
+    pub fn are_default_for(&self, dtype: Dtype) -> bool {
+        let default = Self::default();
+        let limits = |of: &Self| [of.relative_l2.of(dtype), of.local_factor].map(f64::to_bits);
+        limits(self) == limits(&default)
+    }
+
     /// The same with what `overrides` names.
     #[must_use]
     pub fn with(self, overrides: Option<&Overrides>) -> Self {

@@ -12,6 +12,7 @@ mod departure;
 use serde::Serialize;
 
 use super::Dtype;
+use super::envelope::Envelope;
 use super::evidence::{
     Basis, Borrowed, ByOracles, ByTolerance, Comparison, Distrusted, Evidence, Excess, NotFinite, Unsteady,
 };
@@ -267,11 +268,7 @@ impl Judge<'_> {
     /// Whether two variants of which no float64 result exists agree in float32, so that their difference in a lower dtype is
     /// rounding.
     fn agree_wider(&self, a: usize, b: usize, excess: &Excess) -> Option<(Decision, ByTolerance)> {
-        let sides = [a, b].map(|side| {
-            let wider = self.oracles.wider(self.matrix, side).next();
-            (side, if self.matrix.dtypes[side] == Dtype::F32 { Some(side) } else { wider })
-        });
-        let [(a, Some(wide_a)), (b, Some(wide_b))] = sides else { return None };
+        let [wide_a, wide_b] = self.wider(a, b)?;
         let pair = self.matrix.compared(wide_a, wide_b)?;
         let own = |side, wide| self.matrix.compared(side, wide).map_or(0.0, share);
         let worse = self.name(if own(a, wide_a) > own(b, wide_b) { a } else { b });
@@ -282,6 +279,15 @@ impl Judge<'_> {
             worse: worse.clone(),
         };
         self.excess(pair, Dtype::F32, None).is_none().then_some((Decision::WorseRounding { worse }, found))
+    }
+
+    /// The float32 results of both sides' code, if both have one.
+    fn wider(&self, a: usize, b: usize) -> Option<[usize; 2]> {
+        let [wide_a, wide_b] = [a, b].map(|side| {
+            let wider = self.oracles.wider(self.matrix, side).next();
+            if self.matrix.dtypes[side] == Dtype::F32 { Some(side) } else { wider }
+        });
+        Some([wide_a?, wide_b?])
     }
 
     /// Decides whether one side rounds worse, when both differ from the oracle by rounding only.
@@ -319,8 +325,22 @@ impl Judge<'_> {
             Dtype::F64 if distrusted.is_some() => Dtype::F32,
             dtype => dtype,
         };
+        let is_narrow = matches!(dtype, Dtype::Bf16 | Dtype::F16);
+        // A limit that a config states is kept.
+        let is_ours = self.tolerances.are_default_for(dtype);
+        let measured = if is_narrow && is_ours && distrusted.is_none() && self.wider(a, b).is_none() {
+            self.oracles.envelope(dtype).cloned()
+        } else {
+            None
+        };
         let (decision, found) = if pair.l2.is_nan() {
             (Decision::Diverged, ByTolerance::NotFinite { sides: self.not_finite(a, b, pair) })
+        } else if let Some(envelope) = &measured {
+            let (limits, relative_l2) = (measured_limits(pair, envelope), share(pair));
+            let within = ByTolerance::Within { relative_l2, dtype, limit: limits[0] };
+            above(pair, dtype, limits).map_or((Decision::SameMathematics, within), |excess| {
+                (Decision::Diverged, ByTolerance::Beyond(excess))
+            })
         } else if let Some(excess) = self.excess(pair, dtype, None) {
             let beyond = || (Decision::Diverged, ByTolerance::Beyond(excess.clone()));
             self.agree_wider(a, b, &excess).unwrap_or_else(beyond)
@@ -328,7 +348,7 @@ impl Judge<'_> {
             let limit = self.tolerances.relative_l2.of(dtype);
             (Decision::SameMathematics, ByTolerance::Within { relative_l2: share(pair), dtype, limit })
         };
-        (decision, Evidence::Tolerance { found, distrusted })
+        (decision, Evidence::Tolerance { found, distrusted, measured })
     }
 
     /// The first measure by which a pair exceeds the rounding of `dtype`: overall, at one position or at one token (an
@@ -355,23 +375,37 @@ impl Judge<'_> {
         };
         let limit = self.tolerances.relative_l2.of(dtype);
         let local = limit * self.tolerances.local_factor;
-        let relative_l2 = share(pair);
-        let limit = raised(limit, share);
-        if !at_most(relative_l2, limit) {
-            return Some(Excess::Overall { relative_l2, dtype, limit });
-        }
-        let (relative_l2, at) = pair.worst_position;
-        let limit = raised(local, |known| known.worst_position.0);
-        if !at_most(relative_l2, limit) {
-            return Some(Excess::Position { relative_l2, at, dtype, limit });
-        }
-        let spike = pair.spike;
-        (spike.relative > raised(local, |known| known.spike.relative)).then_some(Excess::Token {
-            relative: spike.relative,
-            prominence: spike.prominence,
-            at: spike.at,
-        })
+        let overall = raised(limit, share);
+        let position = raised(local, |known| known.worst_position.0);
+        above(pair, dtype, [overall, position, raised(local, |known| known.spike.relative)])
     }
+}
+
+/// What a pair may differ by where rounding was measured, overall, at one position and at one token: dynamo's multiple of the
+/// envelope, because another implementation rounds at other places.
+fn measured_limits(pair: &PairMetrics, envelope: &Envelope) -> [f64; 3] {
+    let multiple = multiplier(envelope.dtype, pair.elements);
+    // Among results of one program no token may stand out at all.
+    let token = envelope.token.max(envelope.position);
+    [envelope.relative_l2, envelope.position, token].map(|measure| multiple * measure)
+}
+
+/// The first measure of a pair that is above its limit: overall, at one position or at one token.
+fn above(pair: &PairMetrics, dtype: Dtype, [overall, position, token]: [f64; 3]) -> Option<Excess> {
+    let relative_l2 = share(pair);
+    if !at_most(relative_l2, overall) {
+        return Some(Excess::Overall { relative_l2, dtype, limit: overall });
+    }
+    let (relative_l2, at) = pair.worst_position;
+    if !at_most(relative_l2, position) {
+        return Some(Excess::Position { relative_l2, at, dtype, limit: position });
+    }
+    let spike = pair.spike;
+    (spike.relative > token).then_some(Excess::Token {
+        relative: spike.relative,
+        prominence: spike.prominence,
+        at: spike.at,
+    })
 }
 
 /// Why a pair says nothing: neither side has a finite logit among those compared.

@@ -22,6 +22,10 @@ pub enum Deviation {
     ScoresBf16,
     /// The exponentials of softmax, their sum and the probabilities rounded to bf16.
     SoftmaxBf16,
+    /// As [`Self::SoftmaxBf16`], with the sum rounded to bf16 after each term.
+    SoftmaxSumsBf16,
+    /// The root in RMS norms rounded to bf16.
+    NormRootBf16,
     /// The squares in norms, their sum and their mean rounded to bf16.
     NormSumsBf16,
     /// The residual stream rounded to bf16 after each addition.

@@ -119,7 +119,7 @@ impl Recording {
     }
 
     /// The recorded limits for a port that computes in `dtype`; other dtypes keep tfcheck's defaults.
-    fn tolerances(&self, dtype: Dtype) -> Result<Tolerances, Error> {
+    pub(crate) fn tolerances(&self, dtype: Dtype) -> Result<Tolerances, Error> {
         let limits = &self.recorded.limits;
         let own = limits.get(dtype.name()).ok_or_else(|| self.no_limits(dtype.name()))?;
         let default = Tolerances::default();
@@ -232,6 +232,7 @@ mod tests {
             tfcheck: "0.1.0".into(),
             tensors_sha256: String::new(),
             modules: Vec::new(),
+            surgery: None,
         };
         let tensors = Tensors {
             input_ids: vec![5, 6, 7, 0, 8, 9],
@@ -239,7 +240,7 @@ mod tests {
             position_ids: vec![0, 1, 2, 0, 0, 1],
             places,
             logits,
-            modules: Vec::new(),
+            ..Tensors::default()
         };
         Recording::write(folder, &recorded, &tensors).unwrap();
         Recording::open(folder).unwrap()

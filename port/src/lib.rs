@@ -25,6 +25,7 @@ mod probe;
 mod recording;
 mod running;
 mod serve;
+pub mod surgery;
 pub mod worker;
 
 use std::fmt::Display;
@@ -55,8 +56,33 @@ pub use serve::{Port, serve};
 /// The recording is a folder that `tfcheck record` wrote, relative to the crate's `Cargo.toml`. The port is
 /// a closure from [`&Inputs`](Inputs) to a `Result` of logits, `[batch, seq, vocab_size]`, or of last
 /// positions, `[batch, 1, vocab_size]` or `[batch, vocab_size]`. Its dtype is that of the logits.
+///
+/// With three arguments, the port is a closure from a checkpoint's folder and `&Inputs`, which loads the port and runs it. The second
+/// argument is that of [`Recording::checkpoint`]. If the recording was made with `--surgery`, a failing test
+/// then runs the port on edited checkpoints and names the part that differs:
+///
+/// ```no_run
+/// # use std::path::Path;
+/// # use candle_core::{Result, Tensor};
+/// # struct Llama;
+/// # impl Llama { fn forward(&self, ids: &Tensor) -> Result<Tensor> { Ok(ids.clone()) } }
+/// # fn load(_: &Path) -> Result<Llama> { Ok(Llama) }
+/// #[test]
+/// fn agrees_with_upstream() {
+///     tfcheck_port::assert_port!("tests/llama", "LLAMA_CHECKPOINT", |folder, inputs| {
+///         load(folder)?.forward(&inputs.input_ids)
+///     });
+/// }
+/// ```
 #[macro_export]
 macro_rules! assert_port {
+    ($recording:expr, $variable:expr, $port:expr $(,)?) => {
+        $crate::assert_loaded_port_at(
+            &::std::path::Path::new(::core::env!("CARGO_MANIFEST_DIR")).join($recording),
+            $variable,
+            $port,
+        )
+    };
     ($recording:expr, $port:expr $(,)?) => {
         $crate::assert_port_at(
             &::std::path::Path::new(::core::env!("CARGO_MANIFEST_DIR")).join($recording),
@@ -75,15 +101,70 @@ pub fn assert_port_at<E: Display>(folder: &Path, port: impl FnOnce(&Inputs) -> R
         Ok(recording) => recording,
         Err(error) => panic!("{error}"),
     };
-    let (logits, modules) = probe::with(Modules::new(&recording), || port(recording.inputs()));
-    let logits = match logits {
-        Ok(logits) => logits,
-        Err(error) => panic!("the port failed on the inputs of {}: {error}", folder.display()),
-    };
-    match recording.judge(&logits) {
-        Ok(judgement) if judgement.verdict.decision.agrees() => {}
-        Ok(judgement) => panic!("{judgement}{}", modules.first_departure(&recording, &judgement)),
+    if let Err(Failed { message, diverges }) = recording.tested(port) {
+        let hint = match &recording.recorded.surgery {
+            Some(_) if diverges => {
+                "\n  surgery  the recording holds logits of edited checkpoints; a closure that loads the port names the part: \
+                 assert_port!(recording, \"VARIABLE\", |folder, inputs| …)"
+            }
+            _ => "",
+        };
+        panic!("{message}{hint}");
+    }
+}
+
+/// [`assert_port!`] for a port that is loaded from a checkpoint's folder, with a recording at any path. `variable` is that of
+/// [`Recording::checkpoint`].
+///
+/// # Panics
+/// When the recording or the checkpoint cannot be read, the port fails, or it does not agree.
+#[track_caller]
+pub fn assert_loaded_port_at<E: Display>(
+    folder: &Path,
+    variable: &str,
+    mut port: impl FnMut(&Path, &Inputs) -> Result<Tensor, E>,
+) {
+    let opened =
+        Recording::open(folder).and_then(|recording| Ok((recording.checkpoint(variable)?, recording)));
+    let (checkpoint, recording) = match opened {
+        Ok(opened) => opened,
         Err(error) => panic!("{error}"),
+    };
+    let Err(Failed { message, diverges }) = recording.tested(|inputs| port(&checkpoint, inputs)) else {
+        return;
+    };
+    let part = if diverges {
+        match recording.localised(&checkpoint, port) {
+            Ok(found) => found.map(|found| format!("\n  surgery  {found}")).unwrap_or_default(),
+            Err(error) => format!("\n  surgery  no part is known: {error}"),
+        }
+    } else {
+        String::new()
+    };
+    panic!("{message}{part}");
+}
+
+/// A test that failed.
+struct Failed {
+    message: String,
+    /// Whether the port computes something else, and not with a worse rounding alone.
+    diverges: bool,
+}
+
+impl Recording {
+    /// Runs a port on the inputs and compares it.
+    fn tested<E: Display>(&self, port: impl FnOnce(&Inputs) -> Result<Tensor, E>) -> Result<(), Failed> {
+        let failed = |message: String| Failed { message, diverges: false };
+        let (logits, modules) = probe::with(Modules::new(self), || port(self.inputs()));
+        let logits = logits.map_err(|error| {
+            failed(format!("the port failed on the inputs of {}: {error}", self.folder.display()))
+        })?;
+        let judgement = self.judge(&logits).map_err(|error| failed(error.to_string()))?;
+        if judgement.verdict.decision.agrees() {
+            return Ok(());
+        }
+        let message = format!("{judgement}{}", modules.first_departure(self, &judgement));
+        Err(Failed { message, diverges: judgement.verdict.decision == Decision::Diverged })
     }
 }
 

@@ -11,6 +11,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::surgery::{Given, Stage, Surgery};
+
 /// Version of the two files; a reader refuses a newer one.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -52,6 +54,14 @@ pub enum Error {
     /// The shape or dtype of the port's logits does not match the recording.
     #[error("the port's logits {problem}")]
     Logits {
+        /// The problem.
+        problem: String,
+    },
+    /// The port gives no logits of an edited checkpoint that can be compared.
+    #[error("on an edited checkpoint ({stage}): {problem}")]
+    Edited {
+        /// What the edits leave of the network.
+        stage: String,
         /// The problem.
         problem: String,
     },
@@ -99,6 +109,9 @@ pub struct Recorded {
     /// Paths of the modules whose outputs are recorded, in the order of their calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub modules: Vec<String>,
+    /// The edited checkpoints whose logits are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surgery: Option<Surgery>,
 }
 
 /// The recorded variant.
@@ -138,6 +151,8 @@ pub struct Tensors {
     pub logits: Vec<f64>,
     /// Outputs of modules, in the order of [`Recorded::modules`].
     pub modules: Vec<Module>,
+    /// Logits of the edited checkpoints, in the order of [`Surgery::stages`], each `[places, tokens]`.
+    pub surgery: Vec<Vec<f32>>,
 }
 
 /// The recorded output of one module.
@@ -209,6 +224,10 @@ impl Recording {
         }
         let recorded: Recorded = serde_json::from_value(recorded)
             .map_err(|error| damaged(&json, format!("is no recording: {error}")))?;
+        if let Some(surgery) = &recorded.surgery {
+            let shape = [recorded.batch, recorded.seq, recorded.vocab_size];
+            surgery.check(shape).map_err(|problem| damaged(&json, problem))?;
+        }
         let bytes = read(&file)?;
         if hex(&Sha256::digest(&bytes)) != recorded.tensors_sha256 {
             return Err(damaged(&file, "does not have the digest that recording.json states".into()));
@@ -256,6 +275,23 @@ impl Recording {
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
     }
+
+    /// The inputs of a stage of surgery.
+    pub(crate) fn inputs_of(&self, given: Given) -> candle_core::Result<Inputs> {
+        let Inputs { input_ids, attention_mask, position_ids } = &self.inputs;
+        Ok(match given {
+            Given::Whole => self.inputs.clone(),
+            Given::Together => Inputs { position_ids: position_ids.zeros_like()?, ..self.inputs.clone() },
+            Given::One => {
+                let one = |tensor: &Tensor| tensor.narrow(0, 0, 1)?.narrow(1, 0, 1)?.contiguous();
+                Inputs {
+                    input_ids: one(input_ids)?,
+                    attention_mask: one(attention_mask)?.ones_like()?,
+                    position_ids: one(position_ids)?.zeros_like()?,
+                }
+            }
+        })
+    }
 }
 
 impl Tensors {
@@ -276,6 +312,12 @@ impl Tensors {
             let width = module.values.len() / places.max(1);
             let bytes = module.values.iter().flat_map(|value| value.to_le_bytes()).collect();
             parts.push((tensor_name(&module.path), Dtype::F32, vec![places, width], bytes));
+        }
+        for (stage, values) in recorded.surgery.iter().flat_map(|known| &known.stages).zip(&self.surgery) {
+            let tokens = recorded.surgery.as_ref().map_or(1, |known| known.tokens.len());
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let shape = vec![values.len() / tokens.max(1), tokens];
+            parts.push((stage_name(stage), Dtype::F32, shape, bytes));
         }
         let views = parts
             .iter()
@@ -326,6 +368,23 @@ impl Tensors {
             let values = view.data().as_chunks::<4>().0.iter().map(|&word| f32::from_le_bytes(word));
             modules.push(Module { path: path.clone(), values: values.collect() });
         }
+        let mut surgery = Vec::new();
+        if let Some(known) = &recorded.surgery {
+            for stage in &known.stages {
+                let name = stage_name(stage);
+                let view = file.tensor(&name).map_err(|_| format!("has no tensor {name}"))?;
+                let shape = [known.places(stage).len(), known.tokens.len()];
+                if view.dtype() != Dtype::F32 || view.shape() != shape {
+                    return Err(format!(
+                        "holds a {name} of {:?} {:?}, not F32 {shape:?}",
+                        view.dtype(),
+                        view.shape()
+                    ));
+                }
+                let words = view.data().as_chunks::<4>().0.iter();
+                surgery.push(words.map(|&word| f32::from_le_bytes(word)).collect());
+            }
+        }
         Ok(Self {
             input_ids: integers("input_ids", &grid)?,
             attention_mask: integers("attention_mask", &grid)?,
@@ -333,6 +392,7 @@ impl Tensors {
             places,
             logits: logits.into_iter().map(f64::from_le_bytes).collect(),
             modules,
+            surgery,
         })
     }
 
@@ -352,6 +412,11 @@ impl Tensors {
 /// The tensor that holds a module's output.
 fn tensor_name(path: &str) -> String {
     format!("module:{path}")
+}
+
+/// The tensor that holds the logits of an edited checkpoint.
+fn stage_name(stage: &Stage) -> String {
+    format!("surgery:{stage}")
 }
 
 /// SHA-256 of a file, in hex.

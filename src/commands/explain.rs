@@ -137,7 +137,8 @@ fn load<'a>(folder: &RunFolder, manifest: &'a Manifest, case: &'a Case, pair: [&
     let tolerances = &manifest.config.tolerances;
     let localized = folder.localized()?;
     let near_ties = assess::near_ties_of_a_cache(folder, manifest, (case, &chosen), &localized, &mask)?;
-    let known = Known { localized: &localized, near_ties: &near_ties };
+    let envelopes = folder.envelopes()?;
+    let known = Known { localized: &localized, near_ties: &near_ties, envelopes: &envelopes };
     let mut view = assess::case_view((case, known), None, chosen, &entries, Some(&mask), tolerances)?;
     let of_pair = |one: &str, other: &str| [pair, [pair[1], pair[0]]].contains(&[one, other]);
     view.diagnosed = folder.diagnosed()?;

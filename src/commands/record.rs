@@ -15,6 +15,7 @@ use tfcheck_port::{
 use crate::commands::run::{self, RunRequest};
 use crate::commands::scoreboard;
 use crate::execute::cell::{Cell, Completed, Outcome};
+use crate::hunt::diagnose::PLACES;
 use crate::judge::assess;
 use crate::results::RunFolder;
 use crate::spec::checkpoint::{self, Source};
@@ -83,6 +84,8 @@ pub struct Out<'a> {
     pub positions: Option<usize>,
     /// Globs over the paths of the modules whose outputs are kept.
     pub modules: &'a [String],
+    /// Whether logits of edited checkpoints are kept.
+    pub surgery: bool,
 }
 
 /// Writes the recording of `run`, a finished run of `request`; returns a summary of a few lines.
@@ -118,6 +121,14 @@ pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
         let captured = run::modules(request, &cell.name, out.modules, scratch.path())?;
         module_outputs(&captured, &scratch.path().join("modules"), &places, (batch.batch, seq))?
     };
+    let operated = if out.surgery {
+        let scratch = crate::commands::scratch()?;
+        let place = |&[row, position]: &[i64; 2]| [row as usize, position as usize];
+        let some: Vec<[usize; 2]> = chosen(&places, Some(PLACES)).iter().map(place).collect();
+        Some(run::surgery(request, &cell.name, &some, vocab_size, scratch.path())?)
+    } else {
+        None
+    };
     let view = assess::view(&folder, &manifest, std::slice::from_ref(&cells), &manifest.config.tolerances)?;
     let accuracies = view.cases.iter().flat_map(|case| &case.accuracies);
     let reference_rmse = accuracies
@@ -147,6 +158,7 @@ pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
         tfcheck: env!("CARGO_PKG_VERSION").to_owned(),
         tensors_sha256: String::new(),
         modules: modules.iter().map(|module| module.path.clone()).collect(),
+        surgery: operated.as_ref().map(|operated| operated.surgery.clone()),
     };
     let tensors = Tensors {
         input_ids: batch.input_ids,
@@ -155,10 +167,23 @@ pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
         places,
         logits,
         modules,
+        surgery: operated.as_ref().map(|operated| operated.logits.clone()).unwrap_or_default(),
     };
     let size = Recording::write(out.folder, &recorded, &tensors).into_diagnostic()?;
+    let edited = operated.as_ref().map(|operated| {
+        let failed = match operated.failed {
+            0 => String::new(),
+            failed => format!(" ({failed} more gave none)"),
+        };
+        let values: usize = operated.logits.iter().map(Vec::len).sum();
+        format!(
+            "; logits of {} edited checkpoints{failed}: {:.1} kB",
+            operated.logits.len(),
+            4.0 * values as f64 / 1e3
+        )
+    });
     Ok(format!(
-        "recorded {} of {} positions of {} and {} modules in {}: {}, {}\nits test: tfcheck_port::assert_port!(\"{}\", |inputs| …)",
+        "recorded {} of {} positions of {} and {} modules in {}: {}, {}{}\nits test: tfcheck_port::assert_port!(\"{}\", {})",
         tensors.places.len(),
         real.len(),
         case.checkpoint,
@@ -166,7 +191,9 @@ pub fn write(run: &Path, request: &RunRequest, out: &Out) -> Result<String> {
         recorded.reference.variant,
         out.folder.display(),
         bytes(size),
-        out.folder.display()
+        edited.unwrap_or_default(),
+        out.folder.display(),
+        if out.surgery { "\"CHECKPOINT\", |folder, inputs| …" } else { "|inputs| …" }
     ))
 }
 

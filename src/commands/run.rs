@@ -1,6 +1,7 @@
 //! `tfcheck run`, in order: checkpoints, inputs, environments, cells, comparison, report.
 
 mod diagnose;
+mod envelopes;
 mod estimate;
 mod keys;
 mod localize;
@@ -35,7 +36,7 @@ use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant;
 pub use diagnose::{WantedDiagnosis, diagnose};
 pub use localize::{Wanted, localize};
-pub use modules::modules;
+pub use modules::{modules, surgery};
 pub(crate) use prepare::specification;
 use prepare::{Preparation, PreparedCase, Watch};
 pub use relations::relations;
@@ -200,10 +201,18 @@ fn conclude(
     if is_localized && !folder.diagnosed()?.is_empty() {
         folder.write_diagnosed(&[])?;
     }
+    if is_localized && !folder.envelopes()?.is_empty() {
+        folder.write_envelopes(&[])?;
+    }
     let judge = || assess::view(folder, manifest, &cells, &request.config.tolerances);
     let mut view = judge()?;
     if is_localized {
         let end = localize::EndOfRun { request, folder, manifest, cases, runners };
+        if end.measure_envelopes(&mut view)? {
+            let notes = view.notes;
+            view = judge()?;
+            view.notes = notes;
+        }
         view = end.localize(view, judge)?;
         end.diagnose(&mut view)?;
     }

@@ -10,12 +10,15 @@ mod candidates;
 mod causes;
 mod coarse;
 mod draft;
+mod edits;
+mod envelope;
 mod fit;
 mod hypotheses;
 mod knobs;
 mod lab;
 mod native;
 mod parts;
+mod recorded;
 mod search;
 mod shrink;
 mod side;
@@ -27,7 +30,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+pub use envelope::envelope;
 pub use hypotheses::{Hypothesis, hypotheses};
+pub use recorded::{Operated, PLACES, operated, operated_natively};
 pub use side::Side;
 pub use tokens::Tokens;
 

@@ -22,7 +22,7 @@ use super::view::{CaseView, ChoiceRow, ChoicesView, OutputRow, OutputView, RunVi
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::results::environment::EnvironmentRecord;
 use crate::results::localized::Localized;
-use crate::results::{Case, Manifest, RunFolder};
+use crate::results::{Case, CaseEnvelope, Manifest, RunFolder};
 use crate::spec::variant::{Runner, Variant, measured_dtype, measured_positions};
 use beside_one_pass::Beside;
 use embeddings::Embeddings;
@@ -51,6 +51,7 @@ pub fn view(
     tolerances: &Tolerances,
 ) -> Result<RunView> {
     let (localized, diagnosed) = (folder.localized()?, folder.diagnosed()?);
+    let envelopes = folder.envelopes()?;
     let mut views: BTreeMap<usize, CaseView> = BTreeMap::new();
     // Cases with a KV cache come last, because they use the results of full-sequence forward passes.
     let mut order: Vec<usize> = (0..manifest.cases.len()).collect();
@@ -74,7 +75,7 @@ pub fn view(
             _ => Vec::new(),
         };
         let near_ties: Vec<(String, Routing)> = beside.iter().filter_map(Beside::near_ties).collect();
-        let known = Known { localized: &localized, near_ties: &near_ties };
+        let known = Known { localized: &localized, near_ties: &near_ties, envelopes: &envelopes };
         let mut view = case_view(
             (case, known),
             manifest.baseline.as_deref(),
@@ -179,6 +180,8 @@ pub struct Known<'a> {
     pub localized: &'a [Localized],
     /// Variants whose differences are known to come only from routing near-ties, with the evidence.
     pub near_ties: &'a [(String, Routing)],
+    /// What rounding was measured to do, of any number of cases.
+    pub envelopes: &'a [CaseEnvelope],
 }
 
 /// Measures the pairs of a case's cells and decides their verdicts; `entries` are the cells' logits, in the same
@@ -207,7 +210,8 @@ pub fn case_view(
     }
     let is_opaque = |cell: &Cell| matches!(cell.variant.runner, Runner::CandleTransformers | Runner::Command);
     let opaque = cells.iter().enumerate().filter(|(_, cell)| is_opaque(cell)).map(|(index, _)| index);
-    let oracles = oracles.with_opaque(opaque);
+    let of_case = known.envelopes.iter().filter(|known| known.case == case.name);
+    let oracles = oracles.with_opaque(opaque).with_envelopes(of_case.map(|known| known.envelope.clone()));
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut judged = verdicts(&matrix, &oracles, &tolerances);
     let noises: Vec<_> = cells
@@ -282,7 +286,7 @@ pub fn near_ties_of_a_cache(
     let own: Vec<Cell> =
         folder.cells(manifest, whole)?.into_iter().filter(|cell| is_needed(&cell.name)).collect();
     let entries: Vec<Entry> = own.iter().map(|cell| entry(cell, &files[1])).collect();
-    let known = Known { localized, near_ties: &[] };
+    let known = Known { localized, ..Known::default() };
     let view = case_view((whole, known), None, own, &entries, Some(mask), tolerances)?;
     let files = [&*files[0], &*files[1]];
     let beside = beside_one_pass::judge((case, cells), &view, files, localized, mask, tolerances)?;

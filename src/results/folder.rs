@@ -14,7 +14,7 @@ use super::environment::EnvironmentRecord;
 use super::error::ResultsError;
 use super::localized::Localized;
 use super::relations::CellRelations;
-use super::{Case, Manifest, SCHEMA_VERSION};
+use super::{Case, CaseEnvelope, Manifest, SCHEMA_VERSION};
 use crate::execute::cell::Cell;
 use crate::execute::written::{self, Check};
 use crate::spec::atomic;
@@ -25,6 +25,7 @@ const MANIFEST: &str = "run.json";
 const ENVIRONMENT: &str = "environment.json";
 const LOCALIZED: &str = "localized.json";
 const DIAGNOSED: &str = "diagnosed.json";
+const ENVELOPES: &str = "envelopes.json";
 const LOCK: &str = ".lock";
 
 /// A run folder. Any process may read it; only the process that holds its lock writes it.
@@ -269,6 +270,22 @@ impl RunFolder {
     /// When the file cannot be written.
     pub fn write_diagnosed(&self, all: &[Diagnosed]) -> Result<(), ResultsError> {
         self.write_json(&self.path.join(DIAGNOSED), &all)
+    }
+
+    /// What rounding was measured to do; nothing where nothing was measured.
+    ///
+    /// # Errors
+    /// When the file is malformed.
+    pub fn envelopes(&self) -> Result<Vec<CaseEnvelope>, ResultsError> {
+        self.list(ENVELOPES)
+    }
+
+    /// Writes `envelopes.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_envelopes(&self, all: &[CaseEnvelope]) -> Result<(), ResultsError> {
+        self.write_json(&self.path.join(ENVELOPES), &all)
     }
 
     /// The list in a file of the run; empty where there is no such file.

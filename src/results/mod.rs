@@ -26,6 +26,7 @@ use crate::spec::checkpoint::Pooling;
 use crate::spec::config::{Config, Padding};
 use crate::spec::plan::Plan;
 use crate::spec::variant::Variant;
+use compare::envelope::Envelope;
 use compare::verdict::Overrides;
 
 /// `run.json`: the plan of the run, written before the first cell.
@@ -53,6 +54,15 @@ pub struct Manifest {
     /// Notes about the run as a whole.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// What rounding was measured to do in a case, stored in `envelopes.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseEnvelope {
+    /// The case's name.
+    pub case: String,
+    /// The measurement.
+    pub envelope: Envelope,
 }
 
 #[expect(clippy::ptr_arg, reason = "serde passes the field itself")]

@@ -36,6 +36,7 @@ mod planted_relations;
 mod plants;
 mod ports;
 mod recording;
+mod recording_surgery;
 mod relations;
 mod report;
 #[path = "../support/localize/setting.rs"]

@@ -293,3 +293,30 @@ fn logits_of_another_shape_are_incomparable_with_the_reason_and_exit_1() {
         assert!(shown.contains(&format!("{wrong}: cannot be compared with A: ")), "{wrong}: {shown}");
     }
 }
+
+/// Without float64 and float32, the rounding of a native model in bf16 is measured, and decides on it and on ports.
+#[test]
+fn rounding_in_bf16_is_measured_where_no_wider_result_decides() {
+    let decided = |source: &str, more: &str| {
+        let config = format!(
+            "versions = []\n[[checkpoints]]\nsource = \"synthetic:{source}\"\n[inputs]\nlengths = [40]\n{more}\
+             [candle]\nmodes = [\"eager\"]\nupstream = true\n\
+             [run]\ndtypes = [\"bf16\"]\nrounds = 0\ntrace = false\nnoise = false\ndiagnose_s = 0\n"
+        );
+        let sandbox = Sandbox::new();
+        let config = sandbox.write("tfcheck.toml", &config);
+        sandbox.run(&config, &[]);
+        let summary = sandbox.only_run().json("summary.json");
+        summary["cases"][0]["verdicts"][0].clone()
+    };
+    let same = decided("llama:tiny", "");
+    assert_eq!(same["verdict"], "same_mathematics", "{same}");
+    assert_eq!(same["basis"]["measured"]["results"], 5, "{same}");
+    assert_eq!(same["basis"]["measured"]["variant"], "candle_eager", "{same}");
+    // candle-transformers admits one key too many.
+    let window = decided("mistral", "");
+    assert_eq!(window["verdict"], "diverged", "{window}");
+    assert_eq!(window["basis"]["measured"]["results"], 5, "{window}");
+    let stated = decided("llama:tiny", "[tolerances]\nrelative_l2 = { bf16 = 0.07 }\n");
+    assert_eq!(stated["basis"]["measured"], serde_json::Value::Null, "{stated}");
+}

@@ -96,6 +96,7 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
         tfcheck: "0.1.0".into(),
         tensors_sha256: String::new(),
         modules: Vec::new(),
+        surgery: None,
     };
     let tensors = Tensors {
         input_ids: grid.clone(),
@@ -103,7 +104,7 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
         position_ids: grid,
         places,
         logits: rows.copied().collect(),
-        modules: Vec::new(),
+        ..Tensors::default()
     };
     Recording::write(folder.path(), &recorded, &tensors).unwrap();
     let recording = Recording::open(folder.path()).unwrap();

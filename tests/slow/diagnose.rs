@@ -109,7 +109,7 @@ const TURNED: [&str; 6] = ["llama:tiny", "mistral", "qwen2", "qwen3", "gemma", "
 #[test]
 fn what_is_rounded_to_bf16_is_named_where_the_sides_agree_in_a_wider_dtype() {
     let (mut named, mut all) = (0, 0);
-    for row in ["rope-angles-bf16", "softmax-bf16", "norm-sums-bf16"] {
+    for row in ["rope-angles-bf16", "softmax-bf16", "softmax-sums-bf16", "norm-sums-bf16", "norm-root-bf16"] {
         for checkpoint in TURNED {
             let mistake = rows(&[row]);
             let in_bf16 = |load: &Load, folder: &Path| {

@@ -204,7 +204,7 @@ fn the_committed_recording_is_upstreams() {
     let config = sandbox.write("tfcheck.toml", include_str!("../../examples/port/tfcheck.toml"));
     let out = sandbox.path().join("recording");
     let (config, folder) = (config.to_str().unwrap(), out.to_str().unwrap());
-    let kept = ["--positions", "12", "--modules", "model.layers.0.*"];
+    let kept = ["--positions", "12", "--modules", "model.layers.0.*", "--surgery"];
     let output = sandbox.tfcheck(&[&["record", config, "--out", folder][..], &kept].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let now = tfcheck_port::Recording::open(&out).unwrap();
@@ -228,6 +228,11 @@ fn the_committed_recording_is_upstreams() {
         // Recorded as f32: a float64 result that rounds to the next f32 differs by 1e-7.
         let apart = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
         assert!(now.values.iter().zip(&then.values).all(apart), "{}", now.path);
+    }
+    assert_eq!(now.recorded().surgery, committed.recorded().surgery);
+    for (now, then) in now.tensors().surgery.iter().zip(&committed.tensors().surgery) {
+        let apart = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        assert!(now.iter().zip(then).all(apart));
     }
 }
 

@@ -6,6 +6,8 @@ use super::{
     Basis, Borrowed, ByOracles, ByTolerance, Comparison, Distrusted, Evidence, Excess, Large, NotFinite,
     RecordedRounding, Replayed, Routing, Unsteady,
 };
+use crate::Dtype;
+use crate::envelope::Envelope;
 use crate::repeat::times;
 
 impl Display for Basis {
@@ -24,10 +26,21 @@ impl Display for Evidence {
             Self::NotRun { reason } => write!(out, "no logits of {reason}"),
             Self::Incomparable { reason } => write!(out, "{reason}"),
             Self::Identical { elements } => write!(out, "all {elements} compared values are equal"),
-            Self::Tolerance { found: found @ ByTolerance::NotFinite { .. }, distrusted: None }
+            Self::Tolerance { found: found @ ByTolerance::NotFinite { .. }, distrusted: None, .. }
             | Self::Recorded { found, rounding: None } => write!(out, "{found}"),
-            Self::Tolerance { found, distrusted: None } => write!(out, "{found}; no float64 oracle was run"),
-            Self::Tolerance { found, distrusted: Some(distrusted) } => write!(out, "{found}; {distrusted}"),
+            Self::Tolerance { found, distrusted: None, measured: Some(envelope) } => {
+                write!(out, "{found}; {envelope}")
+            }
+            Self::Tolerance { found, distrusted: None, measured: None } => {
+                write!(out, "{found}; no float64 oracle was run")?;
+                if found.has_fixed_narrow_limit() {
+                    write!(out, ", and the limit is a fixed one, because rounding was not measured")?;
+                }
+                Ok(())
+            }
+            Self::Tolerance { found, distrusted: Some(distrusted), .. } => {
+                write!(out, "{found}; {distrusted}")
+            }
             // Worse rounding decided the verdict, so the sentence omits that the pair is within the tolerance.
             Self::Recorded { rounding: Some(rounding), .. } if !rounding.is_within_dynamo => {
                 write!(out, "{rounding}")
@@ -64,6 +77,28 @@ impl Display for ByTolerance {
                 dtype.name()
             ),
         }
+    }
+}
+
+impl ByTolerance {
+    /// Whether the limit of a 16-bit dtype decided.
+    fn has_fixed_narrow_limit(&self) -> bool {
+        match self {
+            Self::Beyond(Excess::Overall { dtype, .. } | Excess::Position { dtype, .. })
+            | Self::Within { dtype, .. } => matches!(dtype, Dtype::Bf16 | Dtype::F16),
+            Self::Beyond(Excess::Token { .. }) | Self::NotFinite { .. } | Self::AgreesWider { .. } => false,
+        }
+    }
+}
+
+impl Display for Envelope {
+    fn fmt(&self, out: &mut Formatter<'_>) -> Result {
+        let Self { variant, dtype, results, relative_l2, .. } = self;
+        write!(
+            out,
+            "no float64 oracle was run, and the limit was measured: {results} results of {variant}, whose embedding was moved by one unit in the last place of {}, differ by up to {relative_l2:.1e}",
+            dtype.name()
+        )
     }
 }
 

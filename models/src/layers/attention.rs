@@ -188,7 +188,13 @@ impl Attention {
         if let Some(bias) = bias {
             scores = scores.broadcast_add(bias)?;
         }
-        let softmax = if pass.deviates(Deviation::SoftmaxBf16) { softmax_in_bf16 } else { softmax };
+        let softmax = if pass.deviates(Deviation::SoftmaxSumsBf16) {
+            softmax_summed_in_bf16
+        } else if pass.deviates(Deviation::SoftmaxBf16) {
+            softmax_in_bf16
+        } else {
+            softmax
+        };
         let weights =
             pass.step("softmax", scores, softmax)?.reshape((batch, self.num_kv_heads, rows, keys))?;
         let mixed = weights
@@ -228,6 +234,25 @@ fn softmax_in_bf16(scores: &Tensor) -> Result<Tensor> {
     let powers = rounded(rounded(scores.broadcast_sub(&largest)?)?.exp()?)?;
     let sums = rounded(powers.sum_keepdim(D::Minus1)?)?;
     Ok(rounded(powers.broadcast_div(&sums)?)?.to_dtype(dtype)?)
+}
+
+/// As [`softmax_in_bf16`], and the sum is rounded after each term, in the order of the keys: terms below half a unit in the last place
+/// of the sum so far are lost (candle-nn 0.11.1, ops.rs, `SoftmaxLastDim`).
+fn softmax_summed_in_bf16(scores: &Tensor) -> Result<Tensor> {
+    let keys = scores.dim(D::Minus1)?;
+    let mut values: Vec<f32> = scores.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    let rounded = |value: f32| bf16::from_f32(value).to_f32();
+    for row in values.chunks_mut(keys.max(1)) {
+        let largest = rounded(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        for value in row.iter_mut() {
+            *value = rounded(rounded(rounded(*value) - largest).exp());
+        }
+        let sum = row.iter().fold(0.0, |sum, &power| rounded(sum + power));
+        for value in row {
+            *value = rounded(*value / sum);
+        }
+    }
+    Ok(Tensor::from_vec(values, scores.dims(), scores.device())?.to_dtype(scores.dtype())?)
 }
 
 /// The parts, such as q, k and v, concatenated; if they already are parts of one buffer, that buffer.

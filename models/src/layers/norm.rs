@@ -94,7 +94,12 @@ impl RmsNorm {
             wide = wide.broadcast_sub(&(wide.sum_keepdim(D::Minus1)? / size as f64)?)?;
         }
         let variance = mean_of_squares(pass, &wide, size)?;
-        let normed = wide.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
+        let root = root(pass, &variance, self.eps)?;
+        let normed = if pass.deviates(Deviation::NormRootBf16) {
+            wide.broadcast_div(&pass.coarse(Deviation::NormRootBf16, root)?)?
+        } else {
+            wide.broadcast_mul(&root.recip()?)?
+        };
         let out = if self.rounds_before_weight {
             normed.to_dtype(self.weight.dtype())?.broadcast_mul(&self.weight)?
         } else {

@@ -1,4 +1,4 @@
-//! The outputs of a variant's modules on a run's inputs, for a recording.
+//! What a recording holds beside logits: the outputs of a variant's modules on a run's inputs, and its logits of edited checkpoints.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use reference::protocol::{Capture, CapturedModule, Reply, Request as Ask};
 
 use super::{RunRequest, Runners, load, prepare};
 use crate::execute::runner::Start;
+use crate::hunt::diagnose::{Operated, Side, Tokens, operated};
 use crate::hunt::localize::LocalizeError;
 use crate::spec::machine::Machine;
 
@@ -53,4 +54,29 @@ pub fn modules(
         Reply::Captured(captured) => Ok(captured.modules),
         _ => Err(miette!("{variant} answered with another reply than the captured modules")),
     }
+}
+
+/// Runs the variant of the plan's only case on every edit of its checkpoint; the logits at `places` are kept.
+///
+/// # Errors
+/// When the variant cannot be prepared, or the checkpoint cannot be edited.
+pub fn surgery(
+    request: &RunRequest,
+    variant: &str,
+    places: &[[usize; 2]],
+    vocab_size: usize,
+    folder: &Path,
+) -> Result<Operated> {
+    let prepare::Preparation { plan, cases, environments } = prepare::prepare(request)?;
+    let request = &RunRequest { plan: &plan, ..*request };
+    let runners = Runners::new(request, &environments, Machine::detect().fingerprint())?;
+    let cell = plan.cells.iter().find(|cell| cell.variant.name() == variant);
+    let cell = cell.ok_or_else(|| miette!("the plan has no variant `{variant}`"))?;
+    let prepared = &cases[cell.case];
+    let runner = runners.of(cell).map_err(|ended| LocalizeError::ended(variant, folder, ended))?;
+    let load = load(request, prepared, &folder.join("inputs.safetensors"), &runners, cell);
+    let side = Side { name: variant.to_owned(), runner, load, computes_f64: true, is_native: false };
+    let timeout = Duration::from_secs(request.config.run.timeout_s);
+    let tokens = Tokens::from(&prepared.inputs);
+    Ok(operated(&side, &tokens, places, vocab_size, (folder, timeout, request.stop))?)
 }

@@ -9,6 +9,7 @@ use bounds::limits::{CHECKPOINT_JSON_BYTES, STORED_TENSOR_BYTES};
 use models::Deviation;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Map, Value};
+use tfcheck_port::surgery::Edit;
 
 use super::DiagnoseError;
 use super::tokens::Tokens;
@@ -204,6 +205,18 @@ impl Draft {
         for name in self.names().into_iter().filter(|name| is_it(name)) {
             self.edit(&name, &edit);
         }
+    }
+
+    /// Applies an edit that a recording can hold.
+    pub(super) fn apply(&mut self, edit: &Edit) {
+        for fill in &edit.fills {
+            self.edit(&fill.tensor, |values| {
+                let shape = values.shape.clone();
+                // Rows that a tensor lacks are left as they are, as is a tensor that the checkpoint lacks.
+                let _ = fill.elements(&shape, |range| values.data[range].fill(fill.value));
+            });
+        }
+        self.config.extend(edit.config.clone());
     }
 
     /// Adds or replaces a tensor.

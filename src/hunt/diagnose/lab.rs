@@ -77,10 +77,11 @@ impl<'a> Lab<'a> {
     pub(super) fn open(request: &'a Request<'a>) -> Result<Self, DiagnoseError> {
         let io = |source| DiagnoseError::io(request.folder, source);
         let scratch = tempfile::Builder::new().prefix("diagnose-").tempdir_in(request.folder).map_err(io)?;
+        let terms = (request.folder, request.timeout, request.stop);
         Ok(Self {
             original: Arc::new(Original::open(&request.trusted.load.checkpoint, request.trusted.is_native)?),
-            trusted: Process::new(&request.trusted, request),
-            suspect: Process::new(&request.suspect, request),
+            trusted: Process::new(&request.trusted, terms),
+            suspect: Process::new(&request.suspect, terms),
             request,
             scratch,
             begun: Instant::now(),

@@ -1,6 +1,9 @@
 //! Where a checkpoint keeps the parts of its layers: the rows of queries, keys and values, and the last matrices of
 //! attention and MLP, under the names of the architectures that tfcheck knows.
 
+pub(super) use tfcheck_port::surgery::Block;
+use tfcheck_port::surgery::{Axis, Fill, Kept, Rows};
+
 use super::draft::Draft;
 
 /// A projection of attention.
@@ -30,9 +33,17 @@ impl Slice {
         self.change(draft, false, |_, _| 0.0);
     }
 
-    /// Sets the features of each head that are not `kept` to zero.
-    pub(super) fn keep(&self, draft: &mut Draft, head_dim: usize, kept: &[usize]) {
-        self.change(draft, false, |at, value| if kept.contains(&(at % head_dim)) { value } else { 0.0 });
+    /// Zeros in the projection as an edit, except in the features `kept` of each head.
+    pub(super) fn zeros(&self, kept: Option<Kept>) -> Fill {
+        let mut ranges: Vec<[usize; 2]> = Vec::new();
+        for &row in &self.rows {
+            match ranges.last_mut() {
+                Some([_, end]) if *end == row => *end += 1,
+                _ => ranges.push([row, row + 1]),
+            }
+        }
+        let axis = if self.is_transposed { Axis::Columns } else { Axis::Rows };
+        Fill { tensor: self.name.clone(), value: 0.0, rows: Some(Rows { axis, ranges, kept }) }
     }
 
     fn change(&self, draft: &mut Draft, widens: bool, change: impl Fn(usize, f64) -> f64) {
@@ -175,13 +186,6 @@ const MLP_ENDS: &[&str] = &[
     "w2",
     "down_proj",
 ];
-
-/// What a layer consists of, between its norms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Block {
-    Attention,
-    Mlp,
-}
 
 /// Whether a tensor is a bias.
 pub(super) fn is_bias(name: &str) -> bool {

@@ -1,6 +1,8 @@
 //! One side of a diagnosis: a worker that is asked for the logits of one checkpoint folder after the other.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use bounds::limits::STORED_TENSOR_BYTES;
 use reference::protocol::{Dtype, Forward, Load, Positions, Reply, Request as Ask};
@@ -66,7 +68,7 @@ impl Output {
         Self { shape: vec![self.shape[0], 1, width], positions, values: rows.collect(), is_f64: self.is_f64 }
     }
 
-    fn logits(&self) -> Option<Logits> {
+    pub(super) fn logits(&self) -> Option<Logits> {
         let values = if self.is_f64 {
             Values::F64(self.values.clone())
         } else {
@@ -120,15 +122,21 @@ pub(super) fn apart(
 /// The worker of a side.
 pub(super) struct Process<'a> {
     side: &'a Side<'a>,
-    request: &'a super::Request<'a>,
+    /// Folder of its log, timeout of a request, and whether the user interrupts.
+    folder: &'a Path,
+    timeout: Duration,
+    stop: &'a AtomicBool,
     session: Option<Box<dyn Session + 'a>>,
     /// Forward passes so far.
     pub(super) passes: usize,
 }
 
 impl<'a> Process<'a> {
-    pub(super) fn new(side: &'a Side<'a>, request: &'a super::Request<'a>) -> Self {
-        Self { side, request, session: None, passes: 0 }
+    pub(super) fn new(
+        side: &'a Side<'a>,
+        (folder, timeout, stop): (&'a Path, Duration, &'a AtomicBool),
+    ) -> Self {
+        Self { side, folder, timeout, stop, session: None, passes: 0 }
     }
 
     /// Logits of the checkpoint in `folder` for the inputs in the file `inputs`; `path` is where the worker writes them.
@@ -174,13 +182,13 @@ impl<'a> Process<'a> {
 
     fn ask(&mut self, ask: &Ask) -> Result<Reply, NoResult> {
         if self.session.is_none() {
-            let log = self.request.folder.join(format!("diagnose-{}.log", self.side.name));
-            self.session = Some(self.side.runner.start(log, self.request.stop, Start::default())?);
+            let log = self.folder.join(format!("diagnose-{}.log", self.side.name));
+            self.session = Some(self.side.runner.start(log, self.stop, Start::default())?);
         }
         let Some(session) = self.session.as_mut() else {
             return Err(NoResult::failed(FailureKind::Crashed, "the worker has ended"));
         };
-        let reply = session.ask(ask, self.request.timeout);
+        let reply = session.ask(ask, self.timeout);
         let survives = match &reply {
             Ok(_) | Err(NoResult::Unsupported(_)) => true,
             Err(NoResult::Failed(failure)) => failure.kind == FailureKind::Exception,

@@ -8,14 +8,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
+use tfcheck_port::surgery::{Piece, words};
 
 use super::candidates::{Candidate, closes, combined, extended};
 use super::draft::Draft;
+use super::edits::{divides_attention, edit, has_experts, has_key_bias, is_off, scales_rotation};
 use super::fit::fitted;
-use super::hypotheses::set_rotary_base;
 use super::lab::{Lab, Stage, Surgery};
-use super::parts::{Block, Part as Projection, end_of, heads, is_bias, layers, slices};
+use super::parts::{end_of, layers};
 use super::side::Apart;
 use super::tokens::Tokens;
 use super::{DiagnoseError, Part};
@@ -35,16 +35,6 @@ pub(super) struct Peeled {
     pub(super) parts: Vec<Part>,
 }
 
-/// A part of a layer's attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Piece {
-    Ends,
-    Mlp,
-    Uniform,
-    Unrotated,
-    Attention,
-}
-
 /// One state of the network in which both sides are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct View {
@@ -59,52 +49,10 @@ impl View {
 
     /// Switches everything else off.
     fn operate(self, draft: &mut Draft) {
-        let kept = match self.piece {
-            Piece::Ends => None,
-            Piece::Mlp => Some((self.layer, Block::Mlp)),
-            Piece::Uniform | Piece::Unrotated | Piece::Attention => Some((self.layer, Block::Attention)),
-        };
-        draft.edit_all(|name| end_of(name).is_some_and(|end| Some(end) != kept), |values| values.fill(0.0));
-        match self.piece {
-            Piece::Uniform => uniform(draft),
-            Piece::Unrotated => unrotated(draft),
-            Piece::Ends | Piece::Mlp | Piece::Attention => {}
-        }
+        let is_off = |name: &str| end_of(name).is_some_and(|end| is_off(end, self.piece, Some(self.layer)));
+        draft.edit_all(is_off, |values| values.fill(0.0));
+        draft.apply(&edit(self.piece, draft));
     }
-}
-
-/// Queries and keys of zero, whatever norms follow them. Keys too, because relative positions may be added to scores by them.
-fn uniform(draft: &mut Draft) {
-    for slice in slices(draft, &[Projection::Query, Projection::Key]) {
-        slice.clear(draft);
-    }
-    let zero = offset(draft);
-    draft.edit_all(is_qk_norm, |values| values.fill(zero));
-    draft.edit_all(|name| is_qk_norm(name) && name.ends_with("bias"), |values| values.fill(0.0));
-}
-
-/// Queries and keys in the last rotated pair of features alone, whose angle is next to nothing with a large base.
-fn unrotated(draft: &mut Draft) {
-    let Some(sizes) = heads(draft) else { return };
-    let kept = [sizes.head_dim / 2 - 1, sizes.head_dim - 1];
-    for slice in slices(draft, &[Projection::Query, Projection::Key]) {
-        slice.keep(draft, sizes.head_dim, &kept);
-    }
-    set_rotary_base(draft, 1e30);
-}
-
-/// Whether the projections of queries and of keys are known, so that either can be switched off.
-fn divides_attention(draft: &Draft) -> bool {
-    [Projection::Query, Projection::Key].iter().all(|part| !slices(draft, &[*part]).is_empty())
-}
-
-/// The weight that makes a norm's output zero.
-fn offset(draft: &Draft) -> f64 {
-    if draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma")) { -1.0 } else { 0.0 }
-}
-
-fn is_qk_norm(name: &str) -> bool {
-    [".q_norm.", ".k_norm.", ".q_layernorm.", ".k_layernorm."].iter().any(|norm| name.contains(norm))
 }
 
 /// Examines the network part by part, beginning with the mistakes of `from`; `whole` has the case's inputs.
@@ -236,14 +184,14 @@ fn explained(
 /// `layer 1's MLP alone`.
 fn alone(view: View) -> String {
     match view.piece {
-        Piece::Ends => format!("{ENDS} alone"),
+        Piece::Ends => format!("{} alone", words::ENDS),
         Piece::Mlp => format!("layer {}'s MLP alone", view.layer),
         Piece::Uniform => format!("layer {}'s attention alone, with queries and keys of zero", view.layer),
-        Piece::Unrotated | Piece::Attention => format!("layer {}'s attention alone", view.layer),
+        Piece::Unrotated | Piece::Attention | Piece::NoKeyBias => {
+            format!("layer {}'s attention alone", view.layer)
+        }
     }
 }
-
-const ENDS: &str = "embedding, norms and head";
 
 /// The parts in words: one line a kind, with the layers.
 fn parts(
@@ -257,27 +205,17 @@ fn parts(
         let kind = match view.piece {
             Piece::Uniform => mask_or_values(lab, *view, whole, candidate)?,
             Piece::Attention => rotation_or_scores(lab, *view, whole, candidate)?,
-            Piece::Mlp => mlp(&lab.plain(), view.layer),
-            Piece::Ends | Piece::Unrotated => ENDS,
+            Piece::Mlp => words::of_mlp(has_experts(&lab.plain(), view.layer)),
+            Piece::Ends | Piece::Unrotated | Piece::NoKeyBias => words::ENDS,
         };
         kinds.entry((view.piece, kind)).or_default().push((view.layer, *relative_l2));
     }
     let count = layers(&lab.plain());
     let words = |((piece, kind), found): ((Piece, &str), Vec<(usize, f64)>)| {
         let largest = found.iter().map(|(_, relative_l2)| *relative_l2).fold(0.0, f64::max);
-        let all: Vec<String> = found.iter().map(|(layer, _)| layer.to_string()).collect();
-        let part = match (piece, found.as_slice()) {
-            (Piece::Ends, _) => kind.to_owned(),
-            (_, [(layer, _)]) => format!("layer {layer}'s {kind}"),
-            (_, found) if found.len() == count => format!("every layer's {kind}"),
-            _ => format!("the {kind} of layers {}", all.join(", ")),
-        };
-        let how = match piece {
-            Piece::Ends => "with every output of attention and MLP zero",
-            Piece::Uniform => "with that attention alone and queries and keys of zero",
-            _ => "with that block alone",
-        };
-        Part { part, how: how.to_owned(), relative_l2: largest }
+        let all: Vec<usize> = found.iter().map(|(layer, _)| *layer).collect();
+        let part = words::part(piece, kind, &all, count);
+        Part { part, how: words::how(piece).to_owned(), relative_l2: largest }
     };
     Ok(kinds.into_iter().map(words).collect())
 }
@@ -290,12 +228,7 @@ fn mask_or_values(
     candidate: &Candidate,
 ) -> Result<&'static str, DiagnoseError> {
     let one = whole.tokens.part(0, 1);
-    Ok(match differs(lab, view, &unpadded(&one), candidate)? {
-        // One token attends to itself alone, whatever the mask.
-        Some(false) => "mask or softmax",
-        Some(true) => "values or output projection",
-        None => "mask or values",
-    })
+    Ok(words::of_uniform(differs(lab, view, &unpadded(&one), candidate)?))
 }
 
 /// Scores differ: without rotation too, or only with it.
@@ -314,50 +247,15 @@ fn rotation_or_scores(
     let unrotated = View { piece: Piece::Unrotated, ..view };
     let asked =
         [differs(lab, view, &together, candidate)?, differs(lab, unrotated, &whole.tokens, candidate)?];
-    let scaling =
-        ["rope_scaling", "rope_parameters"].map(|key| lab.plain().config.get(key).map(Value::to_string));
-    // The scaling types whose cosines and sines have a factor.
-    let has_factor = scaling
-        .iter()
-        .flatten()
-        .any(|text| ["\"yarn\"", "\"longrope\"", "\"su\""].iter().any(|scaling| text.contains(scaling)));
-    Ok(match asked {
-        // Without rotation, the bias of the keys adds the same to the scores of every key, which a softmax does not show.
-        [Some(false), _] | [_, Some(false)] => match without_key_bias(lab, view, whole, candidate)? {
-            Some(false) => "bias of keys",
-            _ => "rotation",
-        },
-        [Some(true), Some(true)] if has_factor => "scores, or the factor of cos and sin",
-        [Some(true), Some(true)] => "scores",
-        _ => "scores or rotation",
-    })
-}
-
-/// Whether the sides differ where the keys of neither have a bias; `None` if they have none.
-fn without_key_bias(
-    lab: &mut Lab,
-    view: View,
-    whole: &Stage,
-    candidate: &Candidate,
-) -> Result<Option<bool>, DiagnoseError> {
-    let is_bias_of_keys = |slice: &super::parts::Slice| is_bias(&slice.name);
-    if !slices(&lab.plain(), &[Projection::Key]).iter().any(is_bias_of_keys) {
-        return Ok(None);
-    }
-    let surgery: Surgery = Arc::new(move |draft| {
-        view.operate(draft);
-        for slice in slices(draft, &[Projection::Key]).iter().filter(|slice| is_bias(&slice.name)) {
-            slice.clear(draft);
+    let kind = words::of_scores(asked, scales_rotation(&lab.plain()));
+    // Without rotation, the bias of the keys adds the same to the scores of every key, which a softmax does not show.
+    if kind == words::ROTATION && has_key_bias(&lab.plain()) {
+        let unbiased = View { piece: Piece::NoKeyBias, ..view };
+        if differs(lab, unbiased, &whole.tokens, candidate)? == Some(false) {
+            return Ok(words::KEY_BIAS);
         }
-    });
-    let Ok(stage) = lab.stage(&whole.tokens, surgery)? else { return Ok(None) };
-    let apart = lab.apart(&candidate.draft, &stage)?;
-    Ok(apart.relative_l2.is_finite().then_some(!apart.is_rounding))
-}
-
-fn mlp(draft: &Draft, layer: usize) -> &'static str {
-    let is_router = |name: &String| super::parts::layer(name) == Some(layer) && name.contains(".experts.");
-    if draft.names().iter().any(is_router) { "router or experts" } else { "MLP" }
+    }
+    Ok(kind)
 }
 
 fn unpadded(tokens: &Tokens) -> Tokens {
@@ -382,6 +280,7 @@ fn differs(
 
 #[cfg(test)]
 mod tests {
+    use super::super::parts::Block;
     use super::*;
 
     #[test]

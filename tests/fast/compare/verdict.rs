@@ -1,9 +1,10 @@
 //! Tests known positives and negatives of every verdict.
 
 use compare::Dtype;
+use compare::envelope::Envelope;
 use compare::evidence::{NearTies, Replayed, Routing};
 use compare::oracle::{Oracles, Origin, accuracies};
-use compare::verdict::{Decision, Tolerances, Verdict, verdicts};
+use compare::verdict::{Decision, PerDtype, Tolerances, Verdict, verdicts};
 
 use super::files::{Files, added, bf16, noise};
 
@@ -408,4 +409,36 @@ fn float64_results_that_differ_like_float32_are_not_trusted_where_float32_is_ide
         let verdict = of(&found, "a", "b_sdpa");
         assert_eq!(verdict.decision, Decision::Diverged, "{verdict:?}");
     }
+}
+
+#[test]
+fn a_measured_envelope_replaces_the_fixed_limit_of_bf16() {
+    let shape = [1, 4, 2000];
+    let exact: Vec<f64> = noise(1, 8000).iter().map(|x| 5.0 * x).collect();
+    let decided = |spread: f64, of_envelope: f64, tolerances: &Tolerances| {
+        let result = |seed: u64, spread: f64| bf16(&added(&exact, &noise(seed, 8000), spread));
+        let mut files = Files::new();
+        files.add("a", Dtype::Bf16, shape, &result(2, 0.01)).add("b", Dtype::Bf16, shape, &result(3, spread));
+        let mut repeated = Files::new();
+        for seed in 10..15 {
+            repeated.add(&format!("a{seed}"), Dtype::Bf16, shape, &result(seed, of_envelope));
+        }
+        let envelope = Envelope::of(&repeated.entries, None).unwrap();
+        assert_eq!((envelope.results, envelope.dtype), (5, Dtype::Bf16));
+        let measured = files.matrix(None);
+        let oracles = Oracles::new(&measured, &origins(&["x", "y"])).with_envelopes([envelope]);
+        verdicts(&measured, &oracles, tolerances).remove(0)
+    };
+    let ours = Tolerances::default();
+    // About 0.03 apart: within the fixed 0.064, but beyond 3 times what this program's own rounding does.
+    let tight = decided(0.15, 0.01, &ours);
+    assert_eq!(tight.decision, Decision::Diverged, "{}", tight.evidence);
+    assert!(tight.evidence.contains("the limit was measured: 5 results of a10"), "{}", tight.evidence);
+    assert_eq!(decided(0.02, 0.01, &ours).decision, Decision::SameMathematics);
+    // About 0.1 apart: beyond the fixed limit, but within what the program's own rounding does.
+    assert_eq!(decided(0.5, 0.5, &ours).decision, Decision::SameMathematics);
+    let stated = Tolerances { relative_l2: PerDtype { bf16: 0.065, ..ours.relative_l2 }, ..ours };
+    let kept = decided(0.15, 0.01, &stated);
+    assert_eq!(kept.decision, Decision::SameMathematics, "a config's limit is kept: {}", kept.evidence);
+    assert!(kept.evidence.contains("the limit is a fixed one"), "{}", kept.evidence);
 }

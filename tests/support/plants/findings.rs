@@ -40,6 +40,7 @@ const UNMASKED: &[&[&str]] = &[&["padding-attended"], &["positions-count-padding
 const LONGROPE: &[&[&str]] = &[&["rope-attention-factor-1"], &["rope-factor-inverted"]];
 
 const ANGLES: &[&[&str]] = &[&["rope-angles-bf16"]];
+const ANGLES_AND_SUMS: &[&[&str]] = &[&["rope-angles-bf16"], &["softmax-sums-bf16"]];
 
 /// Every finding in a port whose inputs are tokens alone; those whose mistake the table lacks have none.
 pub(crate) const FINDINGS: &[Finding] = &[
@@ -116,8 +117,8 @@ pub(crate) const FINDINGS: &[Finding] = &[
     ),
     finding("llama-padding", UNMASKED),
     finding("qwen2-mask", &[&["mask-not-causal"]]),
-    finding("phi3-bf16-tables", ANGLES),
-    finding("qwen2-bf16-tables", ANGLES),
+    finding("phi3-bf16-tables", ANGLES_AND_SUMS),
+    finding("qwen2-bf16-tables", ANGLES_AND_SUMS),
     finding("gemma-bf16-tables", ANGLES),
     finding("gemma2-bf16-tables", ANGLES),
     in_parts(

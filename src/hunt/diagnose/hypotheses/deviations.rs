@@ -33,6 +33,12 @@ pub(super) const ROWS: &[Hypothesis] = &[
     ),
     row("scores-bf16", "scores in bf16", |draft| draft.deviate(Deviation::ScoresBf16)),
     row("softmax-bf16", "the softmax in bf16", |draft| draft.deviate(Deviation::SoftmaxBf16)),
+    row("softmax-sums-bf16", "the softmax in bf16 and its sum rounded after each term", |draft| {
+        draft.deviate(Deviation::SoftmaxSumsBf16);
+    }),
+    row("norm-root-bf16", "the root in RMS norms in bf16", |draft| {
+        draft.deviate(Deviation::NormRootBf16);
+    }),
     row("norm-sums-bf16", "the sums of norms in bf16", |draft| draft.deviate(Deviation::NormSumsBf16)),
     row("residual-bf16", "the residual stream in bf16", |draft| draft.deviate(Deviation::ResidualBf16)),
     row("rope-queries-only", "queries rotated and keys not", |draft| {
