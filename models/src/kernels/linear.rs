@@ -3,7 +3,8 @@
 //! are multiplied by it, and the next panel is prefetched. At a level that does not multiply pairs of bf16, each
 //! panel is widened once for many rows and the product is computed in f32.
 //!
-//! `packing.rs` describes the weights' layout. Sums are f32, in chunks of [`CHUNK`] units.
+//! `packing.rs` describes the weights' layout. Sums are f32, in chunks of [`CHUNK`] units; for one to four rows in chunks of
+//! [`SHORT_CHUNK`] units with a compensated total.
 
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output through the register tile")]
 
@@ -17,10 +18,12 @@ use super::tile::{Apart, Interleaved, LINE, PANEL, UNROLLED, tile_of};
 use std::sync::Arc;
 
 /// Units summed in registers before they are added to the running total. The chunk bounds the growth of rounding
-/// error with k and the part of a panel that a tile reads at a time. With 512 units, the logits of SmolLM2-135M's first
-/// position, whose activations are the largest, were up to nine times as far from float64 as torch's; with 64 to 128 units
-/// they are closer than torch's.
+/// error with k and the part of a panel that a tile reads at a time. A product that is a thousand times larger than the
+/// others, as at the first position of many decoders, is rounded by each addition after it in its chunk, so that shorter
+/// chunks are closer to float64.
 const CHUNK: usize = 128;
+/// [`CHUNK`] for few rows, whose time is that of reading the weights, so that the compensated total costs nothing.
+const SHORT_CHUNK: usize = 32;
 /// Up to this many rows, the input is read in place instead of being interleaved first.
 const FEW_ROWS: usize = 4;
 /// Approximate bytes of weights that one task reads when the input has few rows.
@@ -267,6 +270,7 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
     unsafe fn call<S: Simd>(self) {
         let mut sums = Sums([0.0; MOST_ROWS * PANEL]);
         let sums = sums.0.as_mut_ptr();
+        let mut few = FewSums([[0.0; FEW_ROWS * PANEL]; 2]);
         let units = self.panels.k.div_ceil(T::PER_UNIT);
         let panel_len = units * PANEL;
         for panel in self.first..self.end {
@@ -285,14 +289,22 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                 let (row, end) = (i * self.m / self.blocks, (i + 1) * self.m / self.blocks);
                 let rows = end - row;
                 let mut step = 0;
+                few.0[1] = [0.0; FEW_ROWS * PANEL];
                 while step < self.steps {
-                    let count = CHUNK.min(self.steps - step);
+                    let chunk = if self.in_place { SHORT_CHUNK } else { CHUNK };
+                    let count = chunk.min(self.steps - step);
                     // SAFETY: panel, rows and steps are inside the operands; `sums` holds a tile.
                     unsafe {
                         let b = panel_at.add(step * PANEL);
                         if self.in_place {
                             let (a, apart) = (self.a.add(row * self.steps + step), Apart(self.steps));
-                            few::<S, T>(rows, count, a, apart, b, sums, step > 0);
+                            let [part, low] = few.0.each_mut().map(|sums| sums.as_mut_ptr());
+                            if step == 0 {
+                                few_rows::<S, T>(rows, count, a, apart, b, sums);
+                            } else {
+                                few_rows::<S, T>(rows, count, a, apart, b, part);
+                                add_compensated::<S>(rows, part, sums, low);
+                            }
                         } else {
                             let a = self.a.add(row * self.steps + step * rows);
                             let left = Interleaved { next, lines };
@@ -306,6 +318,10 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                     }
                     step += count;
                 }
+                if self.in_place {
+                    // SAFETY: both hold the rows.
+                    unsafe { add_to::<S>(rows, few.0[1].as_ptr(), sums) };
+                }
                 // SAFETY: as above; this task owns the panel's columns of `out`.
                 unsafe { self.write::<S>(panel, row, rows, sums) };
             }
@@ -315,18 +331,52 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
 
 /// The tile for rows read in place; separate from `tile_of` so that only four heights are compiled.
 #[inline(always)]
-unsafe fn few<S: Simd, T: Element>(
+unsafe fn few_rows<S: Simd, T: Element>(
     rows: usize,
     steps: usize,
     a: *const f32,
     apart: Apart,
     b: *const f32,
     sums: *mut f32,
-    add: bool,
 ) {
     debug_assert!(rows <= FEW_ROWS);
     // SAFETY: the caller's contract.
-    unsafe { tile_of::<S, T, _>(rows.min(FEW_ROWS), steps, a, apart, b, PANEL, sums, PANEL, add) };
+    unsafe { tile_of::<S, T, _>(rows.min(FEW_ROWS), steps, a, apart, b, PANEL, sums, PANEL, false) };
+}
+
+/// `sums += part`, and adds the rounding error of each addition to `low` (Knuth's TwoSum; Ogita, Rump and Oishi 2005).
+///
+/// # Safety
+/// [`Simd`]'s contract; all hold `rows` rows of a panel.
+#[inline(always)]
+unsafe fn add_compensated<S: Simd>(rows: usize, part: *const f32, sums: *mut f32, low: *mut f32) {
+    let mut i = 0;
+    while i < rows * PANEL {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (sum, part) = (S::load(sums.add(i)), S::load(part.add(i)));
+            let total = S::add(sum, part);
+            let added = S::sub(total, sum);
+            let error = S::add(S::sub(sum, S::sub(total, added)), S::sub(part, added));
+            S::store(sums.add(i), total);
+            S::store(low.add(i), S::add(S::load(low.add(i)), error));
+        }
+        i += S::LANES;
+    }
+}
+
+/// `sums += part`.
+///
+/// # Safety
+/// As [`add_compensated`].
+#[inline(always)]
+unsafe fn add_to<S: Simd>(rows: usize, part: *const f32, sums: *mut f32) {
+    let mut i = 0;
+    while i < rows * PANEL {
+        // SAFETY: the caller's contract.
+        unsafe { S::store(sums.add(i), S::add(S::load(sums.add(i)), S::load(part.add(i)))) };
+        i += S::LANES;
+    }
 }
 
 /// Widens a panel `[unit][column]` of bf16 pairs to f32 `[element][column]`.
@@ -352,6 +402,10 @@ unsafe fn widen<S: Simd>(from: *const f32, units: usize, to: *mut f32) {
 
 #[repr(align(64))]
 struct Sums([f32; MOST_ROWS * PANEL]);
+
+/// For few rows, the sums of a chunk and the rounding errors of the total.
+#[repr(align(64))]
+struct FewSums([[f32; FEW_ROWS * PANEL]; 2]);
 
 impl<T: Element, O: Element> Group<'_, T, O> {
     /// Applies the epilogue to a tile and writes it.

@@ -105,6 +105,42 @@ fn sums_longer_than_a_chunk_match_f64() {
     }
 }
 
+/// Each addition to a sum of 1 rounds away 0.4 units in its last place, always in the same direction.
+fn check_large_product<T: Element>(m: usize, additions: f64) {
+    let (n, k) = (40, 1536);
+    let small = T::from_f32(0.4 * f32::EPSILON);
+    let mut x = vec![small; m * k];
+    x.iter_mut().step_by(k).for_each(|x| *x = T::from_f32(1.0));
+    let w = vec![T::from_f32(1.0); n * k];
+    let want = vec![1.0 + (k - 1) as f64 * f64::from(small.to_f32()); m * n];
+    for pool in pools() {
+        let mut out = vec![0.0_f32; m * n];
+        PackedLinear::new(&pool, &[&w], k, None).forward(&pool, &x, m, &mut out, Epilogue::Store);
+        // The unit in the last place of 1 is twice the unit roundoff, and an addition errs by half of it.
+        close(&format!("{:?} m {m}", pool.isa()), &out, &want, |_| additions * U32);
+    }
+}
+
+/// A chunk of 32 units in at least one sum of registers (four for up to two rows at the levels with 16 lanes), of one product each in
+/// f32 and of two in bf16; the combination of the sums, the error of the compensated total and its rounding.
+#[test]
+fn a_large_product_of_few_rows_loses_the_products_of_its_short_chunk_at_most() {
+    for m in 1..=4 {
+        check_large_product::<f32>(m, 32.0 + 4.0);
+        check_large_product::<bf16>(m, 64.0 + 4.0);
+    }
+}
+
+/// A chunk of 128 f32 values, and twelve chunks. At the levels that multiply pairs of bf16 a chunk has 256 values, and six
+/// chunks.
+#[test]
+fn a_large_product_of_many_rows_loses_the_products_of_its_chunk_at_most() {
+    for m in [5, 14, 29] {
+        check_large_product::<f32>(m, 128.0 + 12.0);
+        check_large_product::<bf16>(m, 256.0 + 6.0);
+    }
+}
+
 #[test]
 fn every_tile_height_matches_f64() {
     for m in 1..=29 {
