@@ -70,7 +70,7 @@ pub(super) fn slurm(cli: &Cli, arguments: &cli::Run) -> Result<ExitCode> {
         ..session.request(&loaded.config, &loaded.text, &plan)
     };
     let ended = slurm::run(&SlurmRequest {
-        command: "run",
+        command: "tfcheck run --engine slurm",
         run: &request,
         results: arguments.resume.as_deref().map_or(&arguments.results, parent),
         resume: arguments.resume.as_deref(),
@@ -95,7 +95,7 @@ pub(super) fn slurm_scoreboard(
         (Loaded { config, text, path: None }, plan)
     };
     let ended = slurm::run(&SlurmRequest {
-        command: "scoreboard",
+        command: "tfcheck scoreboard --engine slurm",
         run: &session.request(&loaded.config, &loaded.text, &plan),
         results: arguments.resume.as_deref().map_or(&arguments.results, parent),
         resume: arguments.resume.as_deref(),

@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// A run on a cluster.
 pub struct SlurmRequest<'a> {
-    /// The command that submits: `run`, `scoreboard`.
+    /// The command that submits: `tfcheck run --engine slurm`.
     pub command: &'a str,
     /// What to run.
     pub run: &'a RunRequest<'a>,
@@ -116,10 +116,8 @@ pub fn run(request: &SlurmRequest<'_>) -> Result<Ended> {
     }
     if matches!(outcome, Ok(ExitCode::Interrupted)) {
         let folder = folder.display();
-        progress.line(&format!(
-            "cancelled the jobs; complete them with: tfcheck {} --engine slurm --resume {folder}",
-            request.command
-        ));
+        progress
+            .line(&format!("cancelled the jobs; complete them with: {} --resume {folder}", request.command));
     }
     Ok(Ended { code: outcome?, merged: merged(request.results, &frozen) })
 }

@@ -244,8 +244,11 @@ pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
     Ok(ys.reshape(dims)?)
 }
 
-/// Products that an F32 sum on the CPU adds before it is added to the total.
-const BLOCK: usize = 128;
+/// Products that an F32 sum on the CPU adds before it is added to the total. Blocks of 128 make a forward pass of many rows a
+/// tenth slower; with 256 the errors of 6 to 128 rows were 0.8 to 1.2 times torch's.
+fn block_size(rows: usize) -> usize {
+    if rows <= 4 { 128 } else { 256 }
+}
 
 /// `xs: [rows, in]`, `weight: [in, out]` to `[rows, out]`; sums in the dtype, in F32 on the CPU in blocks.
 ///
@@ -254,16 +257,17 @@ const BLOCK: usize = 128;
 /// SmolLM2-135M for one token were 2.2 times as far from float64 as torch's, which also sums in blocks. The transposed weight of
 /// a tied head is not contiguous; for a single row candle sums its products in the lanes of vectors.
 fn product(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let input = xs.dim(1)?;
+    let (rows, input) = xs.dims2()?;
     if xs.dtype() != DType::F32 || !xs.device().is_cpu() || !weight.is_contiguous() {
         return Ok(xs.matmul(weight)?);
     }
+    let most = block_size(rows);
     let block = |start: usize| {
-        let size = BLOCK.min(input - start);
+        let size = most.min(input - start);
         xs.narrow(1, start, size)?.matmul(&weight.narrow(0, start, size)?)
     };
     let mut sum = block(0)?;
-    for start in (BLOCK..input).step_by(BLOCK) {
+    for start in (most..input).step_by(most) {
         sum = (sum + block(start)?)?;
     }
     Ok(sum)
@@ -287,7 +291,8 @@ mod tests {
             let weight = Tensor::ones((input, output), DType::F32, &Device::Cpu).unwrap();
             let exact = 1.0 + (input - 1) as f64 * f64::from(small);
             // Half a unit in the last place for each addition to the large product: those of its block and of the totals.
-            let bound = (BLOCK + input / BLOCK) as f64 * 0.5 * f64::from(f32::EPSILON);
+            let block = block_size(rows);
+            let bound = (block + input / block) as f64 * 0.5 * f64::from(f32::EPSILON);
             for y in linear(&xs, &weight, None).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap() {
                 let error = (f64::from(y) - exact).abs();
                 assert!(error <= bound, "{rows} rows: {error:e}, the bound is {bound:e}");

@@ -76,7 +76,14 @@ fn speed(found: Option<f64>, word: &str) -> Speed {
             is_last_only: false,
         })
     };
-    let timing = |variant: &str, measured| TimedVariant { variant: variant.to_owned(), measured };
+    let timing = |variant: &str, measured| TimedVariant {
+        variant: variant.to_owned(),
+        measured,
+        relative_l2: None,
+        verdict: None,
+        fused_over: None,
+        notes: Vec::new(),
+    };
     Speed {
         tables: vec![Table {
             checkpoint: "llama-smollm2-135m".to_owned(),
