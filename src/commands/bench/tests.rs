@@ -24,7 +24,9 @@ fn all_torch_modes_run_with_the_port_and_both_backends() {
     let oracles = [format!("{newest}_eager_eager_f64"), "candle_eager_f64".to_owned()];
     let (mut timed, mut untimed): (Vec<String>, Vec<String>) =
         first.into_iter().partition(|name| !name.ends_with("_f64"));
-    timed.iter_mut().for_each(|name| *name = name.trim_end_matches("_f32").to_owned());
+    for name in &mut timed {
+        *name = name.trim_end_matches("_f32").to_owned();
+    }
     untimed.sort();
     assert_eq!(timed, [torch, native].concat());
     assert_eq!(untimed, oracles);
