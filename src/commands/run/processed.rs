@@ -67,7 +67,7 @@ pub(super) fn make(
     })?;
     let environment = environment.as_ref().map_err(|error| miette!("{error}"))?;
     let threads = run.config.run.threads.unwrap_or_else(machine::physical_cores);
-    let runner = runner::transformers::runner(environment, run.cache, threads).into_diagnostic()?;
+    let runner = runner::transformers::runner(environment, run.cache, threads, false).into_diagnostic()?;
     let logs = crate::commands::scratch()?;
     let mut session = runner
         .start(logs.path().join("worker.log"), run.stop.as_ref(), Start::default())

@@ -15,11 +15,9 @@ use tfcheck::execute::runner::{self, ProcessRunner};
 /// A runner for the transformers of an environment. tfcheck gives each worker an empty compiler cache, because it measures
 /// compilation; these tests do not measure it and keep the cache between runs.
 fn transformers(environment: &Environment) -> ProcessRunner {
-    let mut runner = runner::transformers::runner(environment, &cache_folder().unwrap(), 2).unwrap();
+    let mut runner = runner::transformers::runner(environment, &cache_folder().unwrap(), 2, false).unwrap();
     let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&environment.key);
     let variable = format!("TORCHINDUCTOR_CACHE_DIR={}", compiled.display());
     runner.command.splice(0..0, ["/usr/bin/env".into(), variable.into()]);
-    // Forked workers would have the variables of a template that is started without it.
-    runner.templates = None;
     runner
 }
