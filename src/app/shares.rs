@@ -90,7 +90,9 @@ pub(super) fn slurm_scoreboard(
         let path = folder.join("plan.json");
         of_frozen(&Frozen::read(&path)?, &path)?
     } else {
-        let (config, plan) = make(&session)?;
+        let (mut config, plan) = make(&session)?;
+        // A unit has one case, and a job the memory of its largest worker.
+        config.run.first_passes_at_once = 1;
         let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
         (Loaded { config, text, path: None }, plan)
     };

@@ -217,7 +217,7 @@ fn rows(run: &Path) -> serde_json::Value {
 fn the_units_of_a_scoreboard_give_the_table_of_one_machine() {
     let Some(cluster) = Cluster::start() else { return };
     let sandbox = Sandbox::new();
-    sandbox.write("tfcheck.toml", "[engine]\nmemory_mb = 1500\n[run]\ndiagnose_s = 0\n");
+    sandbox.write("tfcheck.toml", "[engine]\nmemory_mb = 3000\n[run]\ndiagnose_s = 0\n");
     let arguments = ["scoreboard", "--only", "starcoder2"];
     let local = sandbox.tfcheck(&[&arguments[..], &["--results", "local"]].concat());
     let mut command =

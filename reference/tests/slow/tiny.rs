@@ -225,13 +225,14 @@ pub(crate) struct Outcome {
     pub(crate) forwarded: Forwarded,
 }
 
-/// The process that forks the workers of an environment, as long as the tests run.
-fn template(environment: &Environment) -> &'static Template {
-    static KNOWN: Mutex<BTreeMap<PathBuf, &'static Template>> = Mutex::new(BTreeMap::new());
+/// The process that forks the workers of an environment, as long as the tests run; `None` where workers cannot be forked.
+fn template(environment: &Environment) -> Option<&'static Template> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, Option<&'static Template>>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    known
-        .entry(environment.python.clone())
-        .or_insert_with(|| Box::leak(Box::new(Launch::template(environment, &cache(), 1).unwrap().unwrap())))
+    *known.entry(environment.python.clone()).or_insert_with(|| {
+        let template = Launch::template(environment, &cache(), 1).unwrap();
+        template.map(|template| &*Box::leak(Box::new(template)))
+    })
 }
 
 impl Cell<'_> {
@@ -242,7 +243,10 @@ impl Cell<'_> {
         // on.
         let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("inductor").join(&self.environment.key);
         launch.variables.push(("TORCHINDUCTOR_CACHE_DIR".into(), compiled.into_os_string()));
-        Worker::fork(template(self.environment), &launch, &AtomicBool::new(false)).unwrap()
+        match template(self.environment) {
+            Some(template) => Worker::fork(template, &launch, &AtomicBool::new(false)).unwrap(),
+            None => Worker::start(&launch).unwrap(),
+        }
     }
 
     pub(crate) fn load(&self) -> Load {

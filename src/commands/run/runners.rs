@@ -71,7 +71,8 @@ impl<'a> Runners<'a> {
             }
         };
         let held = 2 * TEMPLATE_BYTES * environments.len() as u64;
-        let forks = held <= machine::memory_bytes() / 4;
+        // A unit of a plan has few workers, and a job no memory for more processes.
+        let forks = request.sharing.is_none() && held <= machine::memory_bytes() / 4;
         let runner = |environment: &EnvironmentResult| match environment {
             Ok(environment) => runner::transformers::runner(environment, request.cache, threads, forks)
                 .map(boxed)
