@@ -281,8 +281,7 @@ fn folded(
         (loaded, plan, Destination::Resume(folder))
     } else {
         let (config, plan) = make(&session)?;
-        let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
-        (config::Loaded { config, text, path: None }, plan, Destination::New(results.to_owned()))
+        (made(config)?, plan, Destination::New(results.to_owned()))
     };
     let request =
         RunRequest { sharing: fold.sharing, ..session.request(&loaded.config, &loaded.text, &plan) };
@@ -292,6 +291,12 @@ fn folded(
         say(&(fold.write)(&finished.folder)?)?;
     }
     Ok(finished.code)
+}
+
+/// A config that a command made, with its text.
+fn made(config: Config) -> Result<config::Loaded> {
+    let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
+    Ok(config::Loaded { config, text, path: None })
 }
 
 /// Everything that takes a GPU to be seen.

@@ -6,7 +6,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::plans::{of_run, plan_text, planned};
 use super::session::Session;
-use super::{gated, progress, say};
+use super::{gated, made, progress, say};
 use crate::cli::{self, Cli};
 use crate::commands::merge::{self, MergeRequest};
 use crate::commands::run::{self, Part, RunRequest, Sharing};
@@ -93,8 +93,7 @@ pub(super) fn slurm_scoreboard(
         let (mut config, plan) = make(&session)?;
         // A unit has one case, and a job the memory of its largest worker.
         config.run.first_passes_at_once = 1;
-        let text = toml::to_string(&config).into_diagnostic().wrap_err("the config as TOML")?;
-        (Loaded { config, text, path: None }, plan)
+        (made(config)?, plan)
     };
     let ended = slurm::run(&SlurmRequest {
         command: "tfcheck scoreboard --engine slurm",

@@ -22,7 +22,6 @@ use crate::spec::machine;
 use crate::spec::plan::{Plan, release_order};
 use crate::spec::variant::{Runner, dtype_name};
 use compare::timing::{Interval, speed_up, summarize};
-use compare::verdict::Verdict;
 
 /// Which forward passes are timed, and how often.
 #[derive(Clone, Debug)]
@@ -248,8 +247,8 @@ fn table<'a>(case: &'a CaseView, dtype: Dtype, pass: Timed) -> Table {
             interval: [low, high],
         })
     };
-    // Without a port, eager is compared with torch too.
     let fused = of(Mode::Fused);
+    // Without a port, eager is compared with torch too.
     let has_port = cells().any(|cell| cell.variant.runner == Runner::CandleTransformers);
     let pairs = [(fused, torch), (of(Mode::Eager), if has_port { port } else { torch })];
     Table {
@@ -274,6 +273,7 @@ fn table<'a>(case: &'a CaseView, dtype: Dtype, pass: Timed) -> Table {
     }
 }
 
+/// The notes of a program of the config.
 fn of_program(cell: &Cell) -> Vec<String> {
     match &cell.outcome {
         Outcome::Completed(completed) if cell.variant.runner == Runner::Command => completed.notes.clone(),
@@ -294,9 +294,7 @@ fn verdict(case: &CaseView, cell: &Cell) -> Option<String> {
     if *reference == cell.name {
         return Some("reference".to_owned());
     }
-    let names = [&cell.name, reference];
-    let is_it = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);
-    Some(word_on(&cell.name, &case.verdicts.iter().find(is_it)?.decision).to_owned())
+    Some(word_on(&cell.name, &case.verdict(&cell.name, reference)?.decision).to_owned())
 }
 
 fn measured(outcome: &Outcome, pass: Timed) -> std::result::Result<Measured, String> {

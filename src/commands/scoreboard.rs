@@ -373,12 +373,7 @@ fn score(case: &CaseView, index: usize) -> Score {
             (word.to_owned(), cell.outcome.reason())
         }
         Outcome::Completed(_) => {
-            let names = same_dtype.map(|other| [&cell.name, &case.cells[other].name]);
-            let verdict = names.and_then(|names| {
-                case.verdicts
-                    .iter()
-                    .find(|verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b))
-            });
+            let verdict = same_dtype.and_then(|other| case.verdict(&cell.name, &case.cells[other].name));
             verdict.map_or_else(
                 || ("not judged".to_owned(), "no reference of this dtype".to_owned()),
                 |verdict| (word_on(&cell.name, &verdict.decision).to_owned(), verdict.evidence.clone()),

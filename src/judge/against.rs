@@ -241,8 +241,8 @@ impl Sides<'_> {
             mask.as_ref(),
             self.tolerances,
         )?;
-        let names = (&view.matrix.names[0], &view.matrix.names[at]);
-        let verdict = view.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names).cloned();
+        let names = &view.matrix.names;
+        let verdict = view.verdict(&names[0], &names[at]).cloned();
         let verdict = verdict.ok_or_else(|| miette!("{}: no verdict on {}", self.before.name, cell.name))?;
         let both = completed(old).and_then(|old| Ok((old, completed(cell)?)));
         Ok(ComparedCell {

@@ -155,13 +155,11 @@ fn add_embeddings(
 
 /// The verdicts on further outputs that diverge where the main outputs do not, under the names of variant and output.
 fn diverging_outputs(view: &CaseView) -> Vec<Verdict> {
-    let diverges = |names: [&String; 2]| {
-        let is_pair = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);
-        view.verdicts.iter().find(is_pair).is_some_and(|found| found.decision == Decision::Diverged)
-    };
+    let diverges =
+        |a: &str, b: &str| view.verdict(a, b).is_some_and(|found| found.decision == Decision::Diverged);
     let of = |output: &OutputView| {
         let apart = |row: &&OutputRow| {
-            row.verdict.decision == Decision::Diverged && !diverges([&output.reference, &row.variant])
+            row.verdict.decision == Decision::Diverged && !diverges(&output.reference, &row.variant)
         };
         let named = |verdict: &Verdict| Verdict {
             a: format!("{} {}", verdict.a, output.name),

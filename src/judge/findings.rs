@@ -357,10 +357,7 @@ fn place(found: &Localized) -> Option<String> {
 }
 
 fn verdict(case: &CaseView, a: usize, b: usize) -> Option<&Verdict> {
-    let names = [&case.cells[a].name, &case.cells[b].name];
-    case.verdicts
-        .iter()
-        .find(|verdict| [&verdict.a, &verdict.b] == names || [&verdict.b, &verdict.a] == names)
+    case.verdict(&case.cells[a].name, &case.cells[b].name)
 }
 
 fn rounding(case: &CaseView, found: &CaseGroups, findings: &mut Vec<Finding>) {

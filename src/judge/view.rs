@@ -294,6 +294,13 @@ impl CaseView {
         named.or(newest).or(ran.first()).copied()
     }
 
+    /// The verdict on two variants, in either order.
+    pub(crate) fn verdict(&self, a: &str, b: &str) -> Option<&Verdict> {
+        let is_it =
+            |verdict: &&Verdict| (verdict.a == a && verdict.b == b) || (verdict.a == b && verdict.b == a);
+        self.verdicts.iter().find(is_it)
+    }
+
     /// The noise of a row's variant: the difference between its repetitions; `None` if not measured.
     pub(crate) fn noise(&self, row: usize) -> Option<&Noise> {
         match &self.cells.get(row)?.outcome {

@@ -49,8 +49,7 @@ impl Report for Csv {
             let matrix = &case.matrix;
             for a in 0..matrix.len() {
                 for b in 0..matrix.len() {
-                    let names = (&matrix.names[a.min(b)], &matrix.names[a.max(b)]);
-                    let verdict = case.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names);
+                    let verdict = case.verdict(&matrix.names[a], &matrix.names[b]);
                     let outcome = matrix.oriented(a, b);
                     let (status, reason) = match &outcome {
                         PairOutcome::Compared(_) => ("compared", String::new()),

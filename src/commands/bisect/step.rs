@@ -349,8 +349,7 @@ fn completed(cell: &Cell) -> Option<&Completed> {
 }
 
 fn decision<'a>(case: &'a CaseView, a: &str, b: &str) -> Option<&'a Decision> {
-    let is_pair = |x: &str, y: &str| (x == a && y == b) || (x == b && y == a);
-    case.verdicts.iter().find(|verdict| is_pair(&verdict.a, &verdict.b)).map(|verdict| &verdict.decision)
+    case.verdict(a, b).map(|verdict| &verdict.decision)
 }
 
 /// Checks the ends of a bisection: the good one must pass, the bad one must fail.

@@ -51,7 +51,7 @@ pub(super) fn sides<'a>(pair: &'a Pair<'_>) -> [&'a Cell; 2] {
 
 pub(super) fn decision<'a>(pair: &'a Pair<'_>) -> Option<&'a compare::verdict::Verdict> {
     let [a, b] = sides(pair);
-    pair.view.verdicts.iter().find(|verdict| verdict.a == a.name && verdict.b == b.name)
+    pair.view.verdict(&a.name, &b.name)
 }
 
 fn verdict(text: &mut String, pair: &Pair<'_>) {

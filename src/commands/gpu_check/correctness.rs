@@ -20,7 +20,6 @@ use crate::spec::plan::{CellPlan, Plan};
 use crate::spec::variant::{Variant, dtype_name};
 use compare::matrix::PairOutcome;
 use compare::metrics::Side;
-use compare::verdict::Verdict;
 
 /// Sequence length: longer than every window, and than the positions after which rope scalings change.
 const LENGTH: usize = 40;
@@ -211,9 +210,7 @@ fn judged(case: &CaseView, index: usize, reference: Option<usize>) -> (String, S
     let Some(reference) = reference else {
         return ("not run".to_owned(), "the CPU produced no reference".to_owned());
     };
-    let names = [&case.cells[index].name, &case.cells[reference].name];
-    let of_pair = |verdict: &&Verdict| names.contains(&&verdict.a) && names.contains(&&verdict.b);
-    let Some(verdict) = case.verdicts.iter().find(of_pair) else {
+    let Some(verdict) = case.verdict(&case.cells[index].name, &case.cells[reference].name) else {
         return ("not run".to_owned(), "the pair was not judged".to_owned());
     };
     (verdict.decision.word().to_owned(), verdict.evidence.clone())

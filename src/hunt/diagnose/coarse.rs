@@ -10,7 +10,7 @@ use reference::protocol::Dtype;
 use super::candidates::{Candidate, applied};
 use super::causes::Cause;
 use super::draft::Draft;
-use super::hypotheses::{coarse, nudge_embedding};
+use super::hypotheses::{coarse, with_nudged_embeddings};
 use super::lab::{Lab, Stage, whole};
 use super::side::{Apart, Output, apart};
 use super::tokens::Tokens;
@@ -18,8 +18,6 @@ use super::{Alternative, DiagnoseError, Diagnosis, Mistake};
 use crate::results::diagnosed::Trial;
 use crate::spec::variant::dtype_name;
 
-/// Repetitions of the trusted side with another embedding.
-const REPETITIONS: u64 = 4;
 /// Multiple of the largest distance among the repetitions that is still rounding: four of them are few.
 const MARGIN: f64 = 1.5;
 /// Share of the difference that a mistake may leave.
@@ -111,9 +109,7 @@ fn measured(lab: &mut Lab, tokens: &Tokens, wide: Dtype) -> Result<Option<Measur
     lab.dtype = own;
     let Ok(stage) = lab.stage(tokens, whole())? else { return Ok(None) };
     let mut repeated = vec![lab.output(&plain, tokens)?];
-    for seed in 1..=REPETITIONS {
-        let mut moved = plain.clone();
-        nudge_embedding(&mut moved, own, seed);
+    for moved in with_nudged_embeddings(&plain, own) {
         repeated.push(lab.output(&moved, tokens)?);
     }
     let (Ok(exact), Ok(repeated)) = (exact, repeated.into_iter().collect::<Result<Vec<Output>, _>>()) else {

@@ -10,14 +10,11 @@ use compare::matrix::Entry;
 
 use super::DiagnoseError;
 use super::draft::{Draft, Original};
-use super::hypotheses::nudge_embedding;
+use super::hypotheses::{REPETITIONS, with_nudged_embeddings};
 use super::side::{Process, Side};
 use super::tokens::Tokens;
 use crate::execute::runner::NoResult;
 use crate::spec::variant::measured_dtype;
-
-/// Results with another embedding, beside the one with the embedding as it is.
-const REPETITIONS: u64 = 4;
 
 /// The envelope of `side` on `tokens`, in its load's dtype; edited checkpoints go to `folder`. `None` if its weights cannot be edited
 /// or it gives no logits of an edited checkpoint.
@@ -41,16 +38,13 @@ pub fn envelope(
     let dtype = side.load.dtype;
     let mut process = Process::new(side, (folder, timeout, stop));
     let mut results = Vec::new();
-    for seed in 0..=REPETITIONS {
-        let mut draft = plain.clone();
-        if seed > 0 {
-            nudge_embedding(&mut draft, dtype, seed);
-            // Without a change, results would agree by construction.
-            if draft == plain {
-                break;
-            }
+    let drafts = std::iter::once(plain.clone()).chain(with_nudged_embeddings(&plain, dtype));
+    for (number, draft) in drafts.enumerate() {
+        // Without a change, results would agree by construction.
+        if number > 0 && draft == plain {
+            break;
         }
-        let checkpoint = at(&format!("checkpoint-{seed}"));
+        let checkpoint = at(&format!("checkpoint-{number}"));
         draft.write(&checkpoint)?;
         let output = process.run(&checkpoint, &inputs, &logits, dtype);
         let _ = std::fs::remove_dir_all(&checkpoint);

@@ -13,7 +13,7 @@ mod windows;
 use serde_json::Value;
 
 use super::draft::Draft;
-pub(super) use embeddings::{nudge_embedding, scale_embedding};
+pub(super) use embeddings::{REPETITIONS, scale_embedding, with_nudged_embeddings};
 pub(super) use rotary::set_base as set_rotary_base;
 pub(super) use scores::scale_scores;
 

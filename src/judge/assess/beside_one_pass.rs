@@ -111,11 +111,7 @@ pub(super) fn judge(
 fn in_one_pass(whole: &CaseView, variant: &Variant) -> Option<Replayed> {
     let name = variant.name();
     let same = |localized: &&Localized| {
-        let of_pair = |verdict: &&Verdict| {
-            let names = [&verdict.a, &verdict.b];
-            names.contains(&&localized.a) && names.contains(&&localized.b)
-        };
-        let verdict = whole.verdicts.iter().find(of_pair);
+        let verdict = whole.verdict(&localized.a, &localized.b);
         verdict.is_some_and(|verdict| verdict.decision == Decision::SameMathematics)
     };
     let found = whole.localized.iter().filter(|found| found.b == name && found.dtype == variant.dtype);

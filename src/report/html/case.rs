@@ -220,10 +220,8 @@ impl<'a> CasePage<'a> {
         let case = self.case;
         let all = case.cells.len();
         let pairs = || (0..all).flat_map(|b| (0..b).map(move |a| (a, b)));
-        let verdict = |(a, b): (usize, usize)| {
-            let names = (&case.matrix.names[a], &case.matrix.names[b]);
-            case.verdicts.iter().find(|verdict| (&verdict.a, &verdict.b) == names)
-        };
+        let names = &case.matrix.names;
+        let verdict = |(a, b): (usize, usize)| case.verdict(&names[a], &names[b]);
         let of_pairs: Vec<_> = pairs().map(verdict).collect();
         let reason = |(a, b): (usize, usize)| match case.matrix.pair(a, b) {
             PairOutcome::Compared(_) => Value::Null,

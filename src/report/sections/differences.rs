@@ -101,9 +101,7 @@ fn page_cell(case: &CaseView, row: usize, column: usize) -> Cell {
     match case.matrix.oriented(row, column) {
         PairOutcome::Compared(pair) => {
             let relative = pair.relative_l2(Side::A);
-            let verdict = case.verdicts.iter().find(|verdict| {
-                (&verdict.a, &verdict.b) == (&names[row.min(column)], &names[row.max(column)])
-            });
+            let verdict = case.verdict(&names[row], &names[column]);
             let number = match case.diagonal(row).filter(|_| row == column) {
                 Some(itself) => itself,
                 None => L2.text(&pair, Side::A),

@@ -137,8 +137,20 @@ pub(in super::super) fn scale_embedding(draft: &mut Draft, factor: f64) {
     draft.edit(&name, |values| values.scale(factor));
 }
 
+/// How often a variant is repeated with another embedding, to see what rounding does to it.
+pub(in super::super) const REPETITIONS: u64 = 4;
+
+/// Copies of a draft, each with another embedding whose values are moved by one unit in the last place of `dtype`.
+pub(in super::super) fn with_nudged_embeddings(plain: &Draft, dtype: Dtype) -> impl Iterator<Item = Draft> {
+    (1..=REPETITIONS).map(move |seed| {
+        let mut moved = plain.clone();
+        nudge_embedding(&mut moved, dtype, seed);
+        moved
+    })
+}
+
 /// Moves each value of the embedding by one unit in the last place of `dtype`, up or down as `seed` has it.
-pub(in super::super) fn nudge_embedding(draft: &mut Draft, dtype: Dtype, seed: u64) {
+fn nudge_embedding(draft: &mut Draft, dtype: Dtype, seed: u64) {
     let Some(name) = token_embedding(draft) else { return };
     let mut state = seed;
     draft.edit(&name, |values| {
