@@ -9,19 +9,7 @@ import os
 # Read when torch is imported.
 os.environ["TORCHINDUCTOR_FREEZING"] = "1"
 
-import torch
+from peer import serve
+from torch_model import compiled
 
-from peer import Engine, Job, serve
-from torch_model import model, versions
-
-
-def load(job: Job) -> Engine:
-    loaded, ids = model(job, job.dtype, "sdpa")
-    compiled = torch.compile(loaded, mode="max-autotune", dynamic=False)
-    return Engine(
-        forward=lambda: compiled(input_ids=ids, use_cache=False).logits.float().numpy(),
-        libraries=versions("torch", "transformers"),
-    )
-
-
-serve(load, dtypes=("f32", "bf16"))
+serve(lambda job: compiled(job, "torch", mode="max-autotune"), dtypes=("f32", "bf16"))

@@ -7,7 +7,7 @@ import tempfile
 import torch
 import transformers
 
-from peer import Job
+from peer import Engine, Job
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -25,6 +25,16 @@ def model(job: Job, dtype: str, attention: str):
 
 def versions(*names: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
+
+
+def compiled(job: Job, engine: str, **options) -> Engine:
+    """torch.compile with these options, for one shape; `engine` is the package whose version is recorded."""
+    loaded, ids = model(job, job.dtype, "sdpa")
+    function = torch.compile(loaded, dynamic=False, **options)
+    return Engine(
+        forward=lambda: function(input_ids=ids, use_cache=False).logits.float().numpy(),
+        libraries=versions(*{engine, "torch", "transformers"}),
+    )
 
 
 class Logits(torch.nn.Module):

@@ -9,20 +9,9 @@ import os
 # Read when torch is imported.
 os.environ["TORCHINDUCTOR_FREEZING"] = "1"
 
-import torch
 import zentorch  # registers the backend
 
-from peer import Engine, Job, serve
-from torch_model import model, versions
+from peer import serve
+from torch_model import compiled
 
-
-def load(job: Job) -> Engine:
-    loaded, ids = model(job, job.dtype, "sdpa")
-    compiled = torch.compile(loaded, backend="zentorch", dynamic=False)
-    return Engine(
-        forward=lambda: compiled(input_ids=ids, use_cache=False).logits.float().numpy(),
-        libraries=versions("zentorch", "torch", "transformers"),
-    )
-
-
-serve(load, dtypes=("f32", "bf16"))
+serve(lambda job: compiled(job, "zentorch", backend="zentorch"), dtypes=("f32", "bf16"))
