@@ -33,6 +33,7 @@ use tfcheck::hunt::diagnose::{Diagnosis, hypotheses};
 
 use judge::{Expected, Found, Outcome, judged};
 use mistaken::{NOT_SHOWN, diagnosed, planted, rows, shown, tokens};
+use plants::known::known_positives;
 use plants::{Edit, Plant, text};
 use setting::Setting;
 
@@ -143,7 +144,7 @@ fn natives() -> Vec<Native> {
     let mut add = |name: String, plant: Plant, lengths: &[usize]| {
         all.push(Native { name, expected: expected(&plant), bug: Bug::Plant(plant, lengths.to_vec()) });
     };
-    for known in text::known_positives() {
+    for known in known_positives() {
         let padded = matches!(known.plant.edit, Edit::Inputs(_));
         let lengths = if padded || known.lengths.len() == 1 { known.lengths } else { &known.lengths[..1] };
         let name = known.claim.replace('_', " ");

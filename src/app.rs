@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 
-use crate::cli::{Baseline, Cli, Command, List, Selection};
+use crate::cli::{Baseline, Cli, Command, EngineName, List, Selection};
 use crate::commands::bench;
 use crate::commands::bisect;
 use crate::commands::check_worker;
@@ -28,6 +28,7 @@ use crate::execute::answer;
 use crate::execute::checkout::Checkout;
 use crate::execute::progress::Progress;
 use crate::execute::worker;
+use crate::hunt::bisect::record::Place;
 use crate::hunt::diagnose::Diagnosed;
 use crate::hunt::localize::Localized;
 use crate::judge::baseline;
@@ -144,7 +145,7 @@ fn relations(cli: &Cli, arguments: &crate::cli::Relations) -> Result<ExitCode> {
     Ok(run::relations(&request, destination)?.code)
 }
 
-/// The first module at which two variants depart, case by case.
+/// The first diverging module of two variants, case by case.
 fn localize(cli: &Cli, arguments: &crate::cli::Localize) -> Result<ExitCode> {
     use crate::cli::DtypeName;
     use reference::protocol::Dtype;
@@ -342,6 +343,7 @@ fn search(cli: &Cli, arguments: &crate::cli::Bisect) -> Result<ExitCode> {
         command_repository: arguments.command_repository.clone(),
         command: arguments.command.clone(),
         build: arguments.build.clone(),
+        place: arguments.engine.map_or(Place::Here, |EngineName::Slurm| Place::Slurm),
     };
     let question = bisect::question(asked, config.absolute())?;
     bisect::begin(&context, question, &arguments.results)

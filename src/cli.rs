@@ -294,7 +294,7 @@ pub struct Record {
     /// Number of real positions whose logits are kept, evenly spaced and including each sequence's last. Default: all.
     #[arg(long, value_name = "N")]
     pub positions: Option<usize>,
-    /// Also keep the outputs of modules that match this glob over their paths, such as `model.layers.*`, so that a failing test names the first one that departs; repeatable.
+    /// Also keep the outputs of modules that match this glob over their paths, such as `model.layers.*`, so that a failing test names the first one that diverges; repeatable.
     #[arg(long = "modules", value_name = "GLOB")]
     pub modules: Vec<String>,
     /// Also keep logits of edited checkpoints in which parts of the network are switched off, so that a failing test names the part that differs.

@@ -1,7 +1,7 @@
-//! tfcheck runs one checkpoint and one frozen input through many variants of a transformer and says
-//! who computes what, how fast, and who is wrong.
+//! tfcheck runs one checkpoint and one frozen input through many variants of a transformer and reports which variants
+//! compute the same logits, which differ, and how fast each one is.
 //!
-//! Each module imports only modules above it in this list; `tests/layers.rs` holds that.
+//! Each module imports only modules above it in this list; `tests/fast/layers.rs` checks this.
 
 pub mod spec;
 pub mod execute;

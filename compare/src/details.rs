@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::Dtype;
 use super::entry::{Entry, row_in_file};
 use super::kernels::{self, LANES};
-use super::logits::{Logits, LogitsError, Row};
+use super::logits::{Logits, LogitsError, LogitsRow};
 use super::mask::Mask;
 use super::matrix::Matrix;
 use super::metrics::{PairMetrics, PositionIndex, PositionMetrics, lower_dtype};
@@ -186,18 +186,18 @@ impl Sides<'_> {
             .collect()
     }
 
-    fn row(&self, side: usize, at: PositionIndex) -> Result<Row, LogitsError> {
+    fn row(&self, side: usize, at: PositionIndex) -> Result<LogitsRow, LogitsError> {
         let logits = self.logits[side];
         let all = Mask::all_real(logits.shape()[0], logits.shape()[1]);
         let position = row_in_file(logits, self.mask.unwrap_or(&all), at.position);
         let position = position.expect("the matrix compared this position");
-        let mut row = Row::default();
+        let mut row = LogitsRow::default();
         logits.read_row(at.row * logits.shape()[1] + position, &mut row)?;
         Ok(row)
     }
 }
 
-fn predictions(row: &Row) -> Vec<Prediction> {
+fn predictions(row: &LogitsRow) -> Vec<Prediction> {
     let values = row.to_f64();
     let scan = kernels::scan(&values, TOP);
     let sum: f64 = values.iter().map(|value| (value - scan.max).exp()).sum();

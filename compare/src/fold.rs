@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::entry::row_in_file;
-use super::logits::{LogitsError, Row};
+use super::logits::{LogitsError, LogitsRow};
 use super::metrics::{
     Distribution, ElementIndex, NonFinite, PairMetrics, PositionIndex, PositionMetrics, Rounded, Spike,
     relative, summarize_kl,
@@ -42,7 +42,6 @@ struct PairFold {
     ulp: u64,
     rounded_squares: f64,
     rounded_max: f64,
-    kl_reversed: Vec<f64>,
     top1: usize,
     overlap: usize,
     first_greedy_divergence: Option<(usize, usize)>,
@@ -133,19 +132,17 @@ impl PairFold {
             self.spike = spike;
         }
 
-        let mut kl = f64::NAN;
+        let (mut kl, mut kl_reversed) = (f64::NAN, f64::NAN);
         if let (Some(scan_a), Some(scan_b)) = (&a.scan, &b.scan) {
             count(&mut self.non_finite_a, a);
             count(&mut self.non_finite_b, b);
             let finite = scan_a.nan + scan_a.infinite + scan_b.nan + scan_b.infinite == 0;
-            let mut reversed = f64::NAN;
             if finite {
                 // ln Σeᵃ − ln Σeᵇ, where each side's largest logit is subtracted, as in the weighted differences.
                 let normalizers = a.sum_exp.ln() - b.sum_exp.ln();
                 kl = (pair.weighted_a / a.sum_exp - normalizers).max(0.0);
-                reversed = (normalizers - pair.weighted_b / b.sum_exp).max(0.0);
+                kl_reversed = (normalizers - pair.weighted_b / b.sum_exp).max(0.0);
             }
-            self.kl_reversed.push(reversed);
             let same = !scan_a.top.is_empty() && scan_a.top.first() == scan_b.top.first();
             self.top1 += usize::from(same);
             self.overlap += scan_a.top.iter().filter(|&token| scan_b.top.contains(token)).count();
@@ -161,6 +158,7 @@ impl PairFold {
             relative_l2: share,
             max_abs: unless_nan(pair.max, l2),
             kl,
+            kl_reversed,
         });
     }
 }
@@ -193,7 +191,9 @@ fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<P
         && (!undefined
             || (fold.non_finite_a == fold.non_finite_b && equal(plan, planned.a, planned.b, &fold)?));
     let (norm_a, norm_b) = (fold.squares_a.sqrt(), fold.squares_b.sqrt());
-    let kl: Vec<f64> = fold.per_position.iter().map(|position| position.kl).collect();
+    let kl = |of: fn(&PositionMetrics) -> f64| {
+        summarize_kl(&fold.per_position.iter().map(of).collect::<Vec<f64>>())
+    };
     let has_nan = fold.non_finite_a.nan + fold.non_finite_b.nan > 0;
     Ok(Some(PairMetrics {
         positions,
@@ -203,7 +203,12 @@ fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<P
         l2: fold.squares.sqrt(),
         norm_a,
         norm_b,
-        cosine: (fold.dot / (norm_a * norm_b)).clamp(-1.0, 1.0),
+        // Of equal sides the quotient may be one rounding away from 1.
+        cosine: if identical && norm_a > 0.0 && norm_a.is_finite() {
+            1.0
+        } else {
+            (fold.dot / (norm_a * norm_b)).clamp(-1.0, 1.0)
+        },
         max_abs: unless_nan(fold.max, fold.squares),
         max_abs_at,
         max_ulp: (plan.all && !has_nan).then_some(fold.ulp),
@@ -213,8 +218,8 @@ fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<P
             max_abs: unless_nan(fold.rounded_max, fold.rounded_squares),
         }),
         distribution: plan.all.then(|| Distribution {
-            kl: summarize_kl(&kl),
-            kl_reversed: summarize_kl(&fold.kl_reversed),
+            kl: kl(|position| position.kl),
+            kl_reversed: kl(|position| position.kl_reversed),
             top1_agreement: fold.top1 as f64 / positions as f64,
             top_k_agreement: fold.overlap as f64 / (positions * plan.k) as f64,
             k: plan.k,
@@ -274,6 +279,7 @@ fn diagonal(plan: &Plan<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
                 relative_l2: zero,
                 max_abs: zero,
                 kl: if plan.all { zero } else { f64::NAN },
+                kl_reversed: if plan.all { zero } else { f64::NAN },
             })
             .collect(),
     })
@@ -305,7 +311,7 @@ fn equal(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, L
 fn read(plan: &Plan<'_>, entry: usize, at: PositionIndex) -> Result<Vec<f64>, LogitsError> {
     let logits = plan.files[entry];
     let position = row_in_file(logits, &plan.frame.mask, at.position).expect("the pass read this row before");
-    let mut row = Row::default();
+    let mut row = LogitsRow::default();
     logits.read_row(at.row * logits.shape()[1] + position, &mut row)?;
     Ok(row.to_f64())
 }

@@ -13,7 +13,7 @@ use super::Dtype;
 use half::slice::HalfFloatSliceExt;
 use pulp::Simd;
 
-use super::logits::Row;
+use super::logits::LogitsRow;
 
 /// Partial sums per quantity; blocks are padded with zeros to a multiple of it.
 pub(super) const LANES: usize = 16;
@@ -68,7 +68,7 @@ pub(super) fn largest(lanes: &Lanes) -> f64 {
 
 /// Widens `row[from..from + length]` into `out`, zero-padded to the end of `out`.
 #[inline(always)]
-pub(super) fn widen(row: &Row, from: usize, length: usize, out: &mut [f64]) {
+pub(super) fn widen(row: &LogitsRow, from: usize, length: usize, out: &mut [f64]) {
     if row.is_wide {
         out[..length].copy_from_slice(&row.wide[from..from + length]);
     } else {

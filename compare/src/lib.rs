@@ -33,7 +33,7 @@ pub mod verdict;
 
 pub use dtype::{Dtype, Positions};
 
-use logits::{Logits, LogitsError, Row};
+use logits::{Logits, LogitsError, LogitsRow};
 use mask::Mask;
 
 /// Softmax probability of each of `tokens` at the last real position of each row of the batch, in f64:
@@ -50,7 +50,7 @@ pub fn choices(
     tokens: &[u32],
 ) -> Result<Vec<Option<Vec<Option<f64>>>>, LogitsError> {
     let [batch, seq, _] = logits.shape();
-    let mut row = Row::default();
+    let mut row = LogitsRow::default();
     (0..batch.min(mask.batch()))
         .map(|b| {
             let Some(position) = mask.last_real(b).and_then(|p| entry::row_in_file(logits, mask, p)) else {

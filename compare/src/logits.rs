@@ -80,18 +80,19 @@ pub struct Logits {
     seq: usize,
     vocab_size: usize,
     positions: Positions,
+    digest: Option<String>,
 }
 
 /// One row of logits: f64 values in `wide` for a float64 file, otherwise f32 values in `narrow`.
 #[derive(Debug, Default)]
-pub(super) struct Row {
+pub(super) struct LogitsRow {
     bytes: Vec<u8>,
     pub(super) narrow: Vec<f32>,
     pub(super) wide: Vec<f64>,
     pub(super) is_wide: bool,
 }
 
-impl Row {
+impl LogitsRow {
     /// The row's values, widened without rounding.
     pub(super) fn to_f64(&self) -> Vec<f64> {
         if self.is_wide { self.wide.clone() } else { self.narrow.iter().map(|&x| f64::from(x)).collect() }
@@ -157,6 +158,19 @@ impl Logits {
         };
         let start = start + info.data_offsets.0 as u64;
         Self::new(path, file, start, storage, &axes(&info.shape), positions)
+    }
+
+    /// The same logits, whose file has this digest: those with equal digests are measured once.
+    #[must_use]
+    pub fn with_digest(self, digest: Option<String>) -> Self {
+        Self { digest, ..self }
+    }
+
+    /// Whether both are known to hold the same values at the same positions.
+    pub(super) fn is_known_to_equal(&self, other: &Self) -> bool {
+        self.digest.is_some()
+            && self.digest == other.digest
+            && (self.shape(), self.positions) == (other.shape(), other.positions)
     }
 
     /// Opens logits that lie contiguously from byte `offset` on in a file of another format.
@@ -233,7 +247,7 @@ impl Logits {
             return Err(LogitsError::invalid(path, problem));
         }
         let source = Source::Memory { values, held };
-        Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions })
+        Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions, digest: None })
     }
 
     fn new(
@@ -258,7 +272,7 @@ impl Logits {
             return Err(LogitsError::invalid(path, problem));
         }
         let source = Source::File { file, offset };
-        Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions })
+        Ok(Self { path: path.to_owned(), source, storage, batch, seq, vocab_size, positions, digest: None })
     }
 
     /// Path of the file, or the name of logits in memory.
@@ -289,7 +303,7 @@ impl Logits {
         if index >= self.batch * self.seq || token >= self.vocab_size {
             return Err(LogitsError::invalid(&self.path, format!("has no token {token} in row {index}")));
         }
-        let mut row = Row::default();
+        let mut row = LogitsRow::default();
         self.read_part(index, token..token + 1, &mut row)?;
         Ok(row.to_f64()[0])
     }
@@ -302,13 +316,13 @@ impl Logits {
         if index >= self.batch * self.seq {
             return Err(LogitsError::invalid(&self.path, format!("has no row {index}")));
         }
-        let mut row = Row::default();
+        let mut row = LogitsRow::default();
         self.read_row(index, &mut row)?;
         Ok(row.to_f64())
     }
 
     /// Reads row `index` = `batch_row * seq + position` into `row`.
-    pub(super) fn read_row(&self, index: usize, row: &mut Row) -> Result<(), LogitsError> {
+    pub(super) fn read_row(&self, index: usize, row: &mut LogitsRow) -> Result<(), LogitsError> {
         self.read_part(index, 0..self.vocab_size, row)
     }
 
@@ -317,7 +331,7 @@ impl Logits {
         &self,
         index: usize,
         tokens: Range<usize>,
-        row: &mut Row,
+        row: &mut LogitsRow,
     ) -> Result<(), LogitsError> {
         let length = tokens.len();
         let (file, offset) = match &self.source {
@@ -368,7 +382,7 @@ impl Logits {
         held: Option<&[usize]>,
         index: usize,
         tokens: Range<usize>,
-        row: &mut Row,
+        row: &mut LogitsRow,
     ) -> Result<(), LogitsError> {
         let number = held.map_or(Ok(index), |held| held.binary_search(&index));
         let number = number.map_err(|_| {

@@ -2,7 +2,7 @@
 //! padded, so that a position of the first result may be another position of the second.
 
 use super::Positions;
-use super::logits::{Logits, LogitsError, Row};
+use super::logits::{Logits, LogitsError, LogitsRow};
 
 /// A position of a batch: row and position in the row, including padding.
 pub type At = (usize, usize);
@@ -119,7 +119,7 @@ pub fn mapped(a: &Logits, b: &Logits, pairs: &[(At, At)]) -> Result<Mapped, Logi
         let problem = format!("holds logits {:?} where the other run gave {:?}", b.shape(), a.shape());
         return Err(LogitsError::invalid(b.path(), problem));
     }
-    let (mut row_a, mut row_b) = (Row::default(), Row::default());
+    let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
     let mut sum = Sum::default();
     for &(at_a, at_b) in pairs {
         read(a, at_a, &mut row_a)?;
@@ -131,7 +131,7 @@ pub fn mapped(a: &Logits, b: &Logits, pairs: &[(At, At)]) -> Result<Mapped, Logi
     Ok(sum.finish())
 }
 
-fn read(logits: &Logits, (row, position): At, into: &mut Row) -> Result<(), LogitsError> {
+fn read(logits: &Logits, (row, position): At, into: &mut LogitsRow) -> Result<(), LogitsError> {
     let [batch, seq, _] = logits.shape();
     let held = if logits.positions() == Positions::Last { 0 } else { position };
     if row >= batch || held >= seq {
@@ -146,7 +146,7 @@ fn read(logits: &Logits, (row, position): At, into: &mut Row) -> Result<(), Logi
 /// # Errors
 /// The file cannot be read or does not hold the position.
 pub fn values_at(logits: &Logits, at: At) -> Result<Vec<f64>, LogitsError> {
-    let mut row = Row::default();
+    let mut row = LogitsRow::default();
     read(logits, at, &mut row)?;
     Ok(row.to_f64())
 }

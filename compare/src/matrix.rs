@@ -1,4 +1,4 @@
-//! Metrics of every pair of N logits files; each file is read once.
+//! Metrics of every pair of N logits files; each file is read once, and files that are known to be equal are one.
 //!
 //! One task handles one position: it reads that row of every file, then walks the vocabulary in blocks that stay in the
 //! core's cache while it accumulates all pairs. Memory use is bounded by the rows in flight.
@@ -98,9 +98,11 @@ pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Resu
     let n = entries.len();
     let unmeasured = PairOutcome::Incomparable(Incomparable::NoCommonPosition);
     let mut pairs = vec![unmeasured; n * (n + 1) / 2];
+    let columns = columns(entries);
     let mut classes: Vec<Vec<usize>> = Vec::new();
     for (b, entry) in entries.iter().enumerate() {
         if let Ok(logits) = &entry.logits
+            && columns[b] == b
             && frame.problem(logits).is_none()
         {
             let same = |class: &&mut Vec<usize>| {
@@ -126,12 +128,34 @@ pub fn matrix(entries: &[Entry], mask: Option<&Mask>, options: &Options) -> Resu
             }
         }
     }
+    for b in 0..n {
+        for a in 0..=b {
+            let (first, second) = (columns[a], columns[b]);
+            if (first, second) != (a, b) {
+                let known = &pairs[pair_index(first.min(second), first.max(second))];
+                if let PairOutcome::Compared(known) = known {
+                    let pair = if first > second { known.reversed() } else { (**known).clone() };
+                    pairs[pair_index(a, b)] = PairOutcome::Compared(Box::new(pair));
+                }
+            }
+        }
+    }
     Ok(Matrix {
         names: entries.iter().map(|entry| entry.name.clone()).collect(),
         dtypes: entries.iter().map(|entry| entry.dtype).collect(),
         positions: frame.positions,
         pairs,
     })
+}
+
+/// For each entry, the first one that is known to hold the same logits: itself if there is none before it.
+fn columns(entries: &[Entry]) -> Vec<usize> {
+    let is_same = |a: &Entry, b: &Entry| match (&a.logits, &b.logits) {
+        (Ok(one), Ok(other)) => a.dtype == b.dtype && one.is_known_to_equal(other),
+        _ => false,
+    };
+    let first = |b: usize| (0..b).find(|&a| is_same(&entries[a], &entries[b])).unwrap_or(b);
+    (0..entries.len()).map(first).collect()
 }
 
 /// The outcome of a pair that cannot be measured; `None` if it can.

@@ -66,6 +66,8 @@ pub struct PositionMetrics {
     pub max_abs: f64,
     /// `KL(softmax a ‖ softmax b)` in nats; NaN if it was not measured or a logit is not finite.
     pub kl: f64,
+    /// The same with the sides exchanged.
+    pub kl_reversed: f64,
 }
 
 /// The comparison after rounding both sides to the lower dtype (round to nearest, ties to even).
@@ -195,6 +197,9 @@ impl PairMetrics {
         if let Some(distribution) = &mut reversed.distribution {
             std::mem::swap(&mut distribution.kl, &mut distribution.kl_reversed);
             std::mem::swap(&mut distribution.non_finite_a, &mut distribution.non_finite_b);
+        }
+        for position in &mut reversed.per_position {
+            std::mem::swap(&mut position.kl, &mut position.kl_reversed);
         }
         reversed
     }

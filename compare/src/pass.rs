@@ -8,7 +8,7 @@ use super::Dtype;
 use super::entry::row_in_file;
 use super::fold::Fold;
 use super::kernels::{self, LANES, PairLanes, RowScan};
-use super::logits::{LogitsError, Row};
+use super::logits::{LogitsError, LogitsRow};
 use super::metrics::PositionIndex;
 use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 
@@ -73,7 +73,7 @@ fn measure(
 
 #[derive(Default)]
 struct Scratch {
-    rows: Vec<Row>,
+    rows: Vec<LogitsRow>,
     present: Vec<bool>,
     scans: Vec<Option<RowScan>>,
     values: Vec<f64>,
@@ -90,7 +90,7 @@ impl Scratch {
     /// Resizes the buffers for a row and resets all sums.
     fn start(&mut self, plan: &Plan<'_>, held: &[Option<usize>]) {
         let (n, block) = (plan.files.len(), plan.block);
-        self.rows.resize_with(n, Row::default);
+        self.rows.resize_with(n, LogitsRow::default);
         self.present.clear();
         self.present.extend(held.iter().map(Option::is_some));
         self.scans.clear();

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::entry::row_in_file;
-use super::logits::{Logits, LogitsError, Row};
+use super::logits::{Logits, LogitsError, LogitsRow};
 use super::mask::Mask;
 use super::metrics::largest;
 
@@ -114,7 +114,7 @@ pub fn repeat(a: &Logits, b: &Logits, mask: Option<&Mask>) -> Result<Repeat, Log
     let [batch, seq, _] = a.shape();
     let all = Mask::all_real(batch, seq);
     let mask = mask.filter(|mask| mask.batch() == batch).unwrap_or(&all);
-    let (mut row_a, mut row_b) = (Row::default(), Row::default());
+    let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
     let (mut differing, mut squares) = (0, 0.0);
     for row in 0..batch {
         for position in (0..mask.seq()).filter(|&position| mask.is_real(row, position)) {

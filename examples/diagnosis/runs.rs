@@ -225,7 +225,8 @@ pub(crate) fn expected_of_windows() -> HashMap<String, Expected> {
 }
 
 fn of_window(window: &Window, results: &Results) -> Found {
-    let is_case = |case: &str| case.starts_with(&format!("{}-12", window.checkpoint));
+    let shape = if window.is_padded { "b2-12" } else { "12" };
+    let is_case = |case: &str| case.starts_with(&format!("{}-{shape}", window.checkpoint));
     let is_pair = |[a, b]: [&str; 2]| [a, b].iter().any(|name| name.ends_with(window.attention));
     let diagnosed = results
         .diagnosed

@@ -306,7 +306,7 @@ struct SequenceClassification {
 impl SequenceClassification {
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         let pooled = pass.module(&self.pooler_path, xs.clone(), |pass, xs| {
-            let h = self.pooler.forward(pass, &first_position(&xs)?)?;
+            let h = self.pooler.forward(pass, &first_position(pass, &xs)?)?;
             Activation::Tanh.forward(pass, &self.activation_path, &h)
         })?;
         let labels = self.classifier.forward(pass, &pooled)?;

@@ -1,5 +1,6 @@
 //! The key-value cache of a model.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Tensor;
@@ -8,7 +9,6 @@ use crate::cuda::{DeviceCache, Space};
 use crate::error::{Error, Result};
 use crate::fused::{Float, LayerCache};
 use crate::kernels::{CacheShape, KvCache, Pool, QkvLayout, rope_into_cache};
-use crate::layers::CrossMask;
 
 /// The keys and values of earlier forward passes, per layer. Prefill in chunks or token by token gives the same
 /// numbers as one full-sequence forward pass. A cache belongs to the checkpoint that first filled it.
@@ -31,6 +31,19 @@ pub struct Cache {
 struct Cross {
     mask: Option<CrossMask>,
     layers: Vec<Option<Layer>>,
+}
+
+/// The mask of cross-attention, computed once per forward pass: each query attends to every position of another sequence
+/// that is not padding (transformers 5.23.0, `masking_utils.py`, `create_bidirectional_mask`).
+#[derive(Clone, Debug)]
+pub(crate) struct CrossMask {
+    /// The bias added to the scores, `[batch, 1, 1, keys]`: 0 for an admitted key, else the dtype's lowest finite value;
+    /// `None` if every key is admitted.
+    pub(crate) bias: Option<Tensor>,
+    /// For each sequence, the range from the first real key to the last.
+    pub(crate) keys: Vec<Range<usize>>,
+    /// `[batch, keys]`, false at padding; `None` if no padding lies inside a range.
+    pub(crate) visible: Option<Vec<bool>>,
 }
 
 enum Layer {

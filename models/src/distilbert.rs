@@ -260,7 +260,7 @@ impl Model for DistilBert {
                 vocab_projector.forward(pass, &h)
             }
             Head::SequenceClassification { pre_classifier, classifier } => {
-                let h = pre_classifier.forward(pass, &first_position(&xs)?)?;
+                let h = pre_classifier.forward(pass, &first_position(pass, &xs)?)?;
                 let labels = classifier.forward(pass, &Activation::Relu.inline(&h)?)?;
                 one_per_row(pass, &labels)
             }

@@ -60,7 +60,13 @@ impl Task {
         let Some(name) = architectures.first() else {
             return Ok(None);
         };
-        let task = match *name {
+        let unknown = || Error::UnknownValue { key: "architectures".to_owned(), value: (*name).to_owned() };
+        Self::of_class(name).map(Some).ok_or_else(unknown)
+    }
+
+    /// The head of transformers' class of this name; `None` if no model of this crate has one of its kind.
+    pub fn of_class(name: &str) -> Option<Self> {
+        Some(match name {
             _ if name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel") => Self::CausalLm,
             _ if name.ends_with("ForMaskedLM") => Self::MaskedLm,
             _ if name.ends_with("ForSequenceClassification") => Self::SequenceClassification,
@@ -73,14 +79,8 @@ impl Task {
             "T5EncoderModel" => Self::HiddenStates,
             // The name of the encoder of an encoder-decoder ends thus too.
             _ if name.ends_with("Model") && !name.ends_with("EncoderModel") => Self::HiddenStates,
-            _ => {
-                return Err(Error::UnknownValue {
-                    key: "architectures".to_owned(),
-                    value: (*name).to_owned(),
-                });
-            }
-        };
-        Ok(Some(task))
+            _ => return None,
+        })
     }
 }
 

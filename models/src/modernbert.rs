@@ -386,7 +386,7 @@ impl Model for ModernBert {
                 let pooled = match pooling {
                     Pooling::Cls => {
                         refuse_padded_first_position(pass)?;
-                        first_position(&xs)?
+                        first_position(pass, &xs)?
                     }
                     Pooling::Mean => mean_of_real_tokens(pass, &xs)?,
                 };

@@ -28,6 +28,15 @@ pub trait Probe {
     }
 }
 
+/// Norms of queries and keys.
+const QK_NORMS: &[&str] = &["q_norm", "k_norm", "q_layernorm", "k_layernorm"];
+/// Norms before attention and MLP, where a layer has no others.
+const BLOCK_NORMS: &[&str] = &["input_layernorm", "post_attention_layernorm", "ln_1", "ln_2"];
+
+fn is_one_of(path: &str, names: &[&str]) -> bool {
+    path.rsplit('.').next().is_some_and(|name| names.contains(&name))
+}
+
 /// A norm that a pass leaves out where the model has it, to apply it later.
 pub(crate) trait LaterNorm {
     /// The normalised tensor, same shape.
@@ -64,6 +73,10 @@ pub struct Pass<'a> {
     deviations: Vec<Deviation>,
     /// Norms that are applied later than the model has them, the last one first.
     later: Vec<Box<dyn LaterNorm>>,
+    /// The output of the last norm before an attention or MLP, if residual additions are to begin there.
+    normed: Option<Tensor>,
+    /// The output of an attention that is added together with that of the MLP.
+    waiting: Option<Xs>,
     /// Outputs beside the main one.
     outputs: Vec<(&'static str, Tensor)>,
 }
@@ -107,6 +120,8 @@ impl<'a> Pass<'a> {
             replaced: 0,
             deviations: Vec::new(),
             later: Vec::new(),
+            normed: None,
+            waiting: None,
             outputs: Vec::new(),
         })
     }
@@ -200,17 +215,52 @@ impl<'a> Pass<'a> {
 
     /// Whether the forward pass leaves out the norm at this path on purpose.
     pub(crate) fn lacks_norm(&self, path: &str) -> bool {
-        let is_it = |known: &Deviation| matches!(known, Deviation::NormAbsent(name) if path.rsplit('.').next() == Some(*name));
+        let is_it =
+            |known: &Deviation| matches!(known, Deviation::NormAbsent(name) if is_one_of(path, &[*name]));
         self.deviations.iter().any(is_it)
     }
 
     /// Whether the forward pass applies the norm at this path later, on purpose.
     pub(crate) fn postpones_norm(&self, path: &str) -> bool {
-        let is_one_of = |names: &[&str]| path.rsplit('.').next().is_some_and(|name| names.contains(&name));
-        self.deviates(Deviation::QkNormsAfterRope)
-            && is_one_of(&["q_norm", "k_norm", "q_layernorm", "k_layernorm"])
-            || self.deviates(Deviation::NormsAfterResidual)
-                && is_one_of(&["input_layernorm", "post_attention_layernorm", "ln_1", "ln_2"])
+        self.deviates(Deviation::QkNormsAfterRope) && is_one_of(path, QK_NORMS)
+            || self.deviates(Deviation::NormsAfterResidual) && is_one_of(path, BLOCK_NORMS)
+    }
+
+    /// The epsilon of the norm at this path: its own, unless the forward pass has another on purpose.
+    pub(crate) fn eps_of(&self, path: &str, own: f64) -> f64 {
+        let other = |known: &Deviation| match known {
+            Deviation::QkNormEps(power) if is_one_of(path, QK_NORMS) => Some(10_f64.powi(*power)),
+            _ => None,
+        };
+        self.deviations.iter().find_map(other).unwrap_or(own)
+    }
+
+    /// Keeps the output of the norm at this path if the next residual addition is to begin there, on purpose.
+    pub(crate) fn keep_norm(&mut self, path: &str, normed: &Tensor) {
+        if self.deviates(Deviation::ResidualFromNorm) && is_one_of(path, BLOCK_NORMS) {
+            self.normed = Some(normed.clone());
+        }
+    }
+
+    /// The norm's output at which a residual addition begins; none in an ordinary pass.
+    pub(crate) fn kept_norm(&mut self) -> Option<Tensor> {
+        self.normed.take()
+    }
+
+    /// What a residual addition adds: `h`; if attention and MLP are to be parallel on purpose, nothing after the attention and
+    /// both after the MLP.
+    ///
+    /// # Errors
+    /// If the two cannot be added.
+    pub(crate) fn parallel(&mut self, h: Xs) -> Result<Option<Xs>> {
+        if !self.deviates(Deviation::ResidualParallel) {
+            return Ok(Some(h));
+        }
+        let Some(first) = self.waiting.take() else {
+            self.waiting = Some(h);
+            return Ok(None);
+        };
+        Ok(Some((first.into_tensor()? + h.into_tensor()?)?.into()))
     }
 
     pub(crate) fn postpone_norm(&mut self, norm: Box<dyn LaterNorm>) {

@@ -69,7 +69,7 @@ impl SequenceClassification {
 
     fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
         pass.module(&self.path, xs.clone(), |pass, xs| {
-            let h = self.dense.forward(pass, &first_position(&xs)?)?;
+            let h = self.dense.forward(pass, &first_position(pass, &xs)?)?;
             let labels = self.out_proj.forward(pass, &Activation::Tanh.inline(&h)?)?;
             one_per_row(pass, &labels)
         })

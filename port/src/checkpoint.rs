@@ -20,19 +20,21 @@ impl Recording {
         Ok(())
     }
 
-    /// A folder with the recorded checkpoint: the value of the environment variable `variable`, or else the
-    /// synthetic checkpoint, generated once below the system's temporary folder. The files are checked in
-    /// both cases.
+    /// A folder with the recorded checkpoint: the value of the environment variable `place`, or else the folder `place`, relative
+    /// to the tested crate, or else the synthetic checkpoint, generated once below the system's temporary folder. The files are
+    /// checked in each case.
     ///
     /// # Errors
-    /// When there is neither, or its files differ from the recorded ones.
-    pub fn checkpoint(&self, variable: &str) -> Result<PathBuf, Error> {
-        let folder = match std::env::var_os(variable) {
+    /// When there is none of them, or its files differ from the recorded ones.
+    pub fn checkpoint(&self, place: &str) -> Result<PathBuf, Error> {
+        let folder = match std::env::var_os(place) {
             Some(folder) => PathBuf::from(folder),
+            // cargo runs tests in the folder of their crate.
+            None if Path::new(place).is_dir() => PathBuf::from(place),
             None => self.make()?.ok_or_else(|| Error::Checkpoint {
                 folder: self.folder.clone(),
                 problem: format!(
-                    "set {variable} to a folder with `{}`, which is not made here",
+                    "set {place} to a folder with `{}`, which is not made here",
                     self.recorded.checkpoint
                 ),
             })?,

@@ -2,7 +2,7 @@
 //!
 //! - [`assert_port!`] tests a port against transformers in one line, with logits that `tfcheck record` wrote.
 //! - [`serve`] makes a port a variant of `tfcheck run`, in a `main` of a few lines.
-//! - [`probe!`] shows the port's modules, so that tfcheck names the first one that departs.
+//! - [`probe!`] shows the port's modules, so that tfcheck reports the first diverging one.
 //!
 //! ```no_run
 //! # use candle_core::{Result, Tensor};
@@ -18,9 +18,10 @@
 //! its dtype, and its error must not exceed transformers' own by more than dynamo's rule allows.
 
 mod checkpoint;
-mod judge;
+mod comparison;
 mod modules;
 mod named;
+mod port;
 mod probe;
 mod recording;
 mod running;
@@ -39,8 +40,9 @@ use modules::Modules;
 
 pub use compare::metrics::PairMetrics;
 pub use compare::verdict::{Decision, Verdict};
-pub use judge::Judgement;
+pub use comparison::Comparison;
 pub use named::NamedTensors;
+pub use port::Port;
 pub use probe::{Probe, module, output};
 pub use protocol;
 pub use recording::{
@@ -48,7 +50,7 @@ pub use recording::{
     by_position, file_sha256,
 };
 pub use running::Running;
-pub use serve::{Port, serve};
+pub use serve::serve;
 
 /// Panics unless a port agrees with a recording; the message has the verdict, the metrics and the worst
 /// position.
@@ -159,12 +161,12 @@ impl Recording {
         let logits = logits.map_err(|error| {
             failed(format!("the port failed on the inputs of {}: {error}", self.folder.display()))
         })?;
-        let judgement = self.judge(&logits).map_err(|error| failed(error.to_string()))?;
-        if judgement.verdict.decision.agrees() {
+        let comparison = self.compare(&logits).map_err(|error| failed(error.to_string()))?;
+        if comparison.verdict.decision.agrees() {
             return Ok(());
         }
-        let message = format!("{judgement}{}", modules.first_departure(self, &judgement));
-        Err(Failed { message, diverges: judgement.verdict.decision == Decision::Diverged })
+        let message = format!("{comparison}{}", modules.first_difference(self, &comparison));
+        Err(Failed { message, diverges: comparison.verdict.decision == Decision::Diverged })
     }
 }
 
@@ -174,7 +176,7 @@ impl Recording {
     /// # Errors
     /// When the logits are not floating-point, or differ from the recording in batch size, positions or
     /// vocabulary.
-    pub fn judge(&self, logits: &Tensor) -> Result<Judgement, Error> {
+    pub fn compare(&self, logits: &Tensor) -> Result<Comparison, Error> {
         let dtype = match logits.dtype() {
             DType::F64 => Dtype::F64,
             DType::F32 => Dtype::F32,
@@ -196,6 +198,6 @@ impl Recording {
         let values = values(dtype).map_err(|error: candle_core::Error| Error::Logits {
             problem: format!("cannot be read: {error}"),
         })?;
-        self.judge_logits(logits.dims(), values, dtype)
+        self.compare_logits(logits.dims(), values, dtype)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 
-use crate::judge::Judgement;
+use crate::comparison::Comparison;
 use crate::probe::Probe;
 use crate::recording::{Recording, by_position};
 
@@ -33,8 +33,8 @@ impl Modules {
         }
     }
 
-    /// Lines of the test's message on the first module that departs; empty if none was recorded.
-    pub(crate) fn first_departure(&self, recording: &Recording, judgement: &Judgement) -> String {
+    /// Lines of the test's message on the first diverging module; empty if none was recorded.
+    pub(crate) fn first_difference(&self, recording: &Recording, comparison: &Comparison) -> String {
         if recording.recorded.modules.is_empty() {
             return String::new();
         }
@@ -42,12 +42,12 @@ impl Modules {
             return "\n  modules  the port shows none of the recorded modules to `probe!`".to_owned();
         }
         let limit =
-            recording.recorded.limits.get(judgement.dtype.name()).map_or(0.0, |limits| limits.relative_l2);
+            recording.recorded.limits.get(comparison.dtype.name()).map_or(0.0, |limits| limits.relative_l2);
         // The recorded outputs are f32.
         let limit = limit.max(1e-6);
         match self.found.iter().position(|(_, apart)| apart.is_nan() || *apart > limit) {
             None => format!(
-                "\n  modules  all {} that the port shows agree with the recorded ones; what departs comes after {}",
+                "\n  modules  all {} that the port shows agree with the recorded ones; the first difference comes after {}",
                 self.found.len(),
                 self.found.last().map_or("", |(path, _)| path)
             ),
@@ -57,7 +57,7 @@ impl Modules {
                     Some((path, apart)) => format!("{path} before it agrees to {apart:.1e}"),
                     None => "it is the first that the port shows".to_owned(),
                 };
-                format!("\n  first module that departs  {path}: relative L2 {apart:.3e}; {before}")
+                format!("\n  first diverging module  {path}: relative L2 {apart:.3e}; {before}")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Probes: the modules of a port, shown to tfcheck while it looks for the first one that departs.
+//! Probes: the modules of a port, shown to tfcheck while it looks for the first diverging one.
 
 use std::cell::RefCell;
 use std::rc::Rc;

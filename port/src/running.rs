@@ -11,8 +11,8 @@ use protocol::{
 };
 
 use crate::named::NamedTensors;
+use crate::port::{Pass, Port, TensorsPass, TextPass};
 use crate::recording::Inputs;
-use crate::serve::{Pass, Port, TensorsPass, TextPass};
 use crate::worker::{
     Checkpoint, exception, failure, guarded, inputs, peak_resident_bytes, steps, unsupported, write_logits,
 };
@@ -178,7 +178,7 @@ impl Running {
         Ok(samples_ns)
     }
 
-    /// Logits of all positions, or of the last one: in one pass, or in one through the cache for each step.
+    /// Logits of all positions, or of the last one: in one full-sequence forward pass, or in one through the cache for each step.
     pub(crate) fn logits_of(
         &mut self,
         prefill: Option<usize>,

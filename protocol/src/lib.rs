@@ -224,7 +224,7 @@ impl Forward {
         Self { logits, prefill: None, chunks: Vec::new() }
     }
 
-    /// A prefill of so many tokens and a pass for each further one, or one pass over all tokens.
+    /// A prefill of so many tokens and a pass for each further one, or one full-sequence forward pass.
     pub fn prefilled(logits: PathBuf, prefill: Option<usize>) -> Self {
         Self { prefill, ..Self::new(logits) }
     }

@@ -70,11 +70,12 @@ pub(super) fn slurm(cli: &Cli, arguments: &cli::Run) -> Result<ExitCode> {
         ..session.request(&loaded.config, &loaded.text, &plan)
     };
     let ended = slurm::run(&SlurmRequest {
-        command: "tfcheck run --engine slurm",
+        command: Some("tfcheck run --engine slurm"),
         run: &request,
         results: arguments.resume.as_deref().map_or(&arguments.results, parent),
         resume: arguments.resume.as_deref(),
         dry_run: arguments.dry_run,
+        is_reported: true,
     })?;
     Ok(ended.code)
 }
@@ -96,11 +97,12 @@ pub(super) fn slurm_scoreboard(
         (made(config)?, plan)
     };
     let ended = slurm::run(&SlurmRequest {
-        command: "tfcheck scoreboard --engine slurm",
+        command: Some("tfcheck scoreboard --engine slurm"),
         run: &session.request(&loaded.config, &loaded.text, &plan),
         results: arguments.resume.as_deref().map_or(&arguments.results, parent),
         resume: arguments.resume.as_deref(),
         dry_run: false,
+        is_reported: true,
     })?;
     if let Some(merged) = &ended.merged {
         say(&scoreboard::write(merged)?)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::EngineName;
 use crate::spec::gate::Gate;
 
 /// Arguments of `tfcheck localize`.
@@ -122,8 +123,11 @@ pub struct Bisect {
     /// Command that builds the port, such as 'cargo build --release'; a commit that does not build is skipped.
     #[arg(long, value_name = "COMMAND", requires = "command_repository")]
     pub build: Option<String>,
+    /// With --scan, compute the revisions as jobs of a cluster and compare them here; `[engine]` of the config has the options (docs/machines.md).
+    #[arg(long, value_name = "ENGINE", value_enum)]
+    pub engine: Option<EngineName>,
     /// Complete an interrupted bisection with its own options, keeping its finished steps.
-    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "run", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "results"])]
+    #[arg(long, value_name = "BISECTION", conflicts_with_all = ["config", "run", "checkpoints", "good", "bad", "test", "scan", "pre", "yanked", "repository", "command_repository", "command", "build", "engine", "results"])]
     pub resume: Option<PathBuf>,
     /// Folder in which the bisection folder is created.
     #[arg(long, value_name = "FOLDER", default_value = "results")]

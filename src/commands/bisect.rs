@@ -5,6 +5,8 @@
 //! revision and [`record`] stores the results, so that a stopped bisection can be resumed.
 
 mod cause;
+mod cluster;
+mod link;
 mod port;
 mod report;
 mod step;
@@ -22,6 +24,7 @@ pub use crate::hunt::bisect::error::BisectError;
 use crate::hunt::bisect::record::{ChangePoint, Log, Over, Phase, Question, Revision};
 use crate::hunt::bisect::search::{Answer, Change, Found, Search, Seen};
 use crate::hunt::bisect::{record, search};
+use cluster::Cluster;
 use step::{Tester, check_ends};
 use subject::Subject;
 
@@ -71,7 +74,9 @@ pub fn begin(context: &Context, question: Question, results: &Path) -> Result<Ex
 /// # Errors
 /// When the folder has no log, or for the reasons of [`begin`].
 pub fn resume(context: &Context, folder: &Path) -> Result<ExitCode> {
-    go_on(context, Log::read(folder)?, folder)
+    let mut log = Log::read(folder)?;
+    log.reopen();
+    go_on(context, log, folder)
 }
 
 fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
@@ -96,6 +101,14 @@ fn go_on(context: &Context, mut log: Log, folder: &Path) -> Result<ExitCode> {
         let path = folder.display();
         context.progress.line(&format!("interrupted; complete it with: tfcheck bisect --resume {path}"));
         return Ok(ExitCode::Interrupted);
+    }
+    let not_run: usize = log.phases.iter().map(Phase::not_run).sum();
+    if not_run > 0 {
+        context.progress.line(&format!(
+            "the cluster returned no result of {}; submit what is missing again with: tfcheck bisect --resume {}",
+            count(not_run, "revision"),
+            folder.display()
+        ));
     }
     let is_found = |phase: &Phase| phase.changes.as_ref().is_some_and(|changes| !changes.is_empty());
     Ok(if log.phases.iter().any(is_found) { ExitCode::Diverged } else { ExitCode::Agree })
@@ -194,6 +207,13 @@ impl Pursuit<'_> {
     fn run(&self, log: &mut Log) -> Result<bool> {
         let question = log.question.clone();
         let revisions = log.phases[self.index].revisions.clone();
+        let mut cluster = None;
+        if question.is_on_cluster() && Self::next(&log.phases[self.index], question.scan).is_some() {
+            cluster = Cluster::computed(self.context, &question, self.subject, &revisions, self.folder)?;
+            if cluster.is_none() {
+                return Ok(false);
+            }
+        }
         let ended = thread::scope(|scope| {
             let mut under_way = UnderWay::new();
             let mut begun: Vec<usize> = Vec::new();
@@ -209,8 +229,9 @@ impl Pursuit<'_> {
                     [0, next.revision].into_iter().chain(next.previous).chain(next.ahead.iter().copied());
                 self.subject.want(needed.map(|index| &revisions[index]));
                 under_way.retain(|_, made| !made.is_finished());
-                // A build during a timed step would distort its times.
-                for &ahead in next.ahead.iter().filter(|_| !question.test.is_on_times()) {
+                // A build during a timed step would distort its times; a cluster's results need none.
+                let is_prepared = !question.test.is_on_times() && cluster.is_none();
+                for &ahead in next.ahead.iter().filter(|_| is_prepared) {
                     if under_way.len() < AHEAD && !begun.contains(&ahead) {
                         begun.push(ahead);
                         let (question, revision, subject, cache) =
@@ -221,7 +242,7 @@ impl Pursuit<'_> {
                         );
                     }
                 }
-                if !self.step(&question, log, &revisions, &next)? {
+                if !self.step(&question, log, (&revisions, cluster.as_ref()), &next)? {
                     return Ok(false);
                 }
             }
@@ -236,7 +257,13 @@ impl Pursuit<'_> {
     }
 
     /// Tests one revision and records the result; false when the user stopped it.
-    fn step(&self, question: &Question, log: &mut Log, revisions: &[Revision], next: &Next) -> Result<bool> {
+    fn step(
+        &self,
+        question: &Question,
+        log: &mut Log,
+        (revisions, cluster): (&[Revision], Option<&Cluster>),
+        next: &Next,
+    ) -> Result<bool> {
         let title = self.subject.title(&revisions[next.revision]);
         let task = self.context.progress.task("bisect", log.phases[self.index].bound as u64);
         task.at(log.phases[self.index].runs() as u64, &title);
@@ -247,6 +274,7 @@ impl Pursuit<'_> {
             cache: self.context.cache,
             runs: self.folder.join("steps"),
             first: first.as_deref(),
+            cluster,
             stop: self.context.stop,
         };
         let Some(tested) = tester.test(revisions, next.revision, next.previous)? else { return Ok(false) };
@@ -357,6 +385,8 @@ pub struct BisectOptions {
     pub command: Option<String>,
     /// The build command of the port.
     pub build: Option<String>,
+    /// Where the revisions are computed.
+    pub place: record::Place,
 }
 
 /// Makes the question from the command line's options.
@@ -392,7 +422,7 @@ pub fn question(asked: BisectOptions, config: Config) -> Result<Question, Bisect
             place.clone()
         }
     };
-    Ok(Question {
+    let question = Question {
         folder: config.folder.clone(),
         config,
         good: good.clone(),
@@ -407,5 +437,10 @@ pub fn question(asked: BisectOptions, config: Config) -> Result<Question, Bisect
             repository: absolute(folder),
             build: asked.build,
         }),
-    })
+        place: asked.place,
+    };
+    match question.cluster_problem() {
+        Some((message, hint)) => refuse(&message, hint),
+        None => Ok(question),
+    }
 }

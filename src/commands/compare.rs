@@ -61,7 +61,7 @@ pub fn compare(runs: &[PathBuf], fail_on: &[Gate], progress: &Progress) -> Resul
         }
     }
     let view = merged(sides, &tolerances)?;
-    let judged = gates::judge(&view, fail_on, None);
+    let judged = gates::of_run(&view, fail_on, None);
     let (found, details) = (findings(&view), Details::default());
     report::show(&Source { run: &view, found: &found, judged: &judged, details: &details }, progress);
     Ok(gates::exit_code(&view, &judged))

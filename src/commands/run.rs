@@ -11,6 +11,7 @@ mod processed;
 mod relations;
 mod runners;
 mod share;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,10 +39,11 @@ pub use diagnose::{WantedDiagnosis, diagnose};
 pub use localize::{Wanted, localize};
 pub use modules::{modules, surgery};
 pub(crate) use prepare::specification;
-use prepare::{Preparation, PreparedCase, Watch};
+use prepare::{Preparation, PreparedCase};
 pub use relations::relations;
 use runners::Runners;
 pub use share::{Part, Sharing, end_of_run, freeze};
+use watch::Watch;
 
 /// A run to start or to resume.
 pub struct RunRequest<'a> {
@@ -204,16 +206,16 @@ fn conclude(
     if is_localized && !folder.envelopes()?.is_empty() {
         folder.write_envelopes(&[])?;
     }
-    let judge = || assess::view(folder, manifest, &cells, &request.config.tolerances);
-    let mut view = judge()?;
+    let assess = || assess::view(folder, manifest, &cells, &request.config.tolerances);
+    let mut view = assess()?;
     if is_localized {
         let end = localize::EndOfRun { request, folder, manifest, cases, runners };
         if end.measure_envelopes(&mut view)? {
             let notes = view.notes;
-            view = judge()?;
+            view = assess()?;
             view.notes = notes;
         }
-        view = end.localize(view, judge)?;
+        view = end.localize(view, assess)?;
         end.diagnose(&mut view)?;
     }
     report::publish(folder, manifest, &view, &request.config.tolerances, request.progress)

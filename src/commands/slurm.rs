@@ -1,7 +1,7 @@
-//! `tfcheck run --engine slurm`: computes the units of a plan as jobs of a Slurm cluster.
+//! `--engine slurm`: computes the units of a plan as jobs of a Slurm cluster.
 //!
 //! The submitting host prepares environments and checkpoints once, in a cache that the nodes share. Each unit is a task of an
-//! array of jobs; a last job merges what there is when all of them have ended.
+//! array of jobs; a last job merges what there is when all of them have ended, or leaves the merge to the submitting host.
 
 mod queue;
 mod script;
@@ -15,7 +15,7 @@ use compare::units::count;
 use miette::{IntoDiagnostic, Result, WrapErr};
 use serde::{Deserialize, Serialize};
 
-use super::merge;
+use super::merge::{self, MergeRequest};
 use super::run::{self, RunRequest};
 use crate::execute::progress::Progress;
 use crate::judge::exit_code::ExitCode;
@@ -28,8 +28,8 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// A run on a cluster.
 pub struct SlurmRequest<'a> {
-    /// The command that submits: `tfcheck run --engine slurm`.
-    pub command: &'a str,
+    /// The command that completes a cancelled run with `--resume`: `tfcheck run --engine slurm`. `None` if the caller names it.
+    pub command: Option<&'a str>,
     /// What to run.
     pub run: &'a RunRequest<'a>,
     /// Folder in which the folder of the jobs and the merged run are created.
@@ -38,6 +38,9 @@ pub struct SlurmRequest<'a> {
     pub resume: Option<&'a Path>,
     /// Whether the scripts are written and nothing is submitted.
     pub dry_run: bool,
+    /// Whether the cluster merges the units and compares all variants of a case; otherwise this host merges them, and no variants
+    /// are compared.
+    pub is_reported: bool,
 }
 
 /// `submitted.json`: the jobs of the last submission.
@@ -57,7 +60,7 @@ impl Submitted {
 
 /// What came of a run on a cluster.
 pub struct Ended {
-    /// The merge's.
+    /// The report's; *agree* if nothing was compared.
     pub code: ExitCode,
     /// The merged run; `None` if nothing was merged.
     pub merged: Option<PathBuf>,
@@ -99,14 +102,18 @@ pub fn run(request: &SlurmRequest<'_>) -> Result<Ended> {
         cache: &std::path::absolute(request.run.cache).into_diagnostic()?,
         program: &std::env::current_exe().into_diagnostic().wrap_err("the path of this program")?,
         engine,
+        is_reported: request.is_reported,
     };
     let batches = scripts.write(&frozen, &open)?;
     if request.dry_run {
         for batch in &batches {
             progress.line(&format!("would run: {}", scripts.submit_line(batch)));
         }
-        progress.line(&format!("would run: {}", scripts.merge_line("afterany:IDS")));
+        progress.line(&format!("would run: {}", scripts.merge_line(&["IDS".to_owned()])));
         return Ok(ExitCode::Agree.into());
+    }
+    if open.is_empty() && !request.is_reported {
+        return merged_here(request, &folder, &frozen);
     }
     let mut submitted = Submitted::default();
     let outcome = submit(&scripts, &batches, &folder, &mut submitted)
@@ -116,10 +123,32 @@ pub fn run(request: &SlurmRequest<'_>) -> Result<Ended> {
     }
     if matches!(outcome, Ok(ExitCode::Interrupted)) {
         let folder = folder.display();
-        progress
-            .line(&format!("cancelled the jobs; complete them with: {} --resume {folder}", request.command));
+        progress.line(&match request.command {
+            Some(command) => format!("cancelled the jobs; complete them with: {command} --resume {folder}"),
+            None => "cancelled the jobs".to_owned(),
+        });
     }
-    Ok(Ended { code: outcome?, merged: merged(request.results, &frozen) })
+    match outcome? {
+        ExitCode::Agree if !request.is_reported => merged_here(request, &folder, &frozen),
+        code => Ok(Ended { code, merged: merged(request.results, &frozen) }),
+    }
+}
+
+/// Merges the units on this host.
+fn merged_here(request: &SlurmRequest<'_>, folder: &Path, frozen: &Frozen) -> Result<Ended> {
+    let units = (1..=frozen.units.len()).map(|number| script::unit_folder(folder, number));
+    let reasons = folder.join("reasons.tsv");
+    let merged = merge::merge(&MergeRequest {
+        folders: &units.filter(|folder| folder.is_dir()).collect::<Vec<_>>(),
+        plan: Some(&folder.join("plan.json")),
+        reasons: reasons.is_file().then_some(&*reasons),
+        results: request.results,
+        progress: request.run.progress,
+    });
+    let merged = merged.wrap_err_with(|| {
+        format!("cannot merge the units of {}, whose logs are in logs", folder.display())
+    })?;
+    Ok(Ended { code: ExitCode::Agree, merged: Some(merged.folder.path().to_owned()) })
 }
 
 /// The newest merged run of the plan in `results`.
@@ -174,8 +203,7 @@ fn submit(scripts: &Scripts<'_>, batches: &[Batch], folder: &Path, submitted: &m
         submitted.arrays.push(id);
         keep(folder, submitted, &tasks)?;
     }
-    let after = submitted.arrays.iter().fold("afterany".to_owned(), |after, id| format!("{after}:{id}"));
-    submitted.merge = Some(queue::submit(&scripts.merge_arguments(&after))?);
+    submitted.merge = Some(queue::submit(&scripts.merge_arguments(&submitted.arrays))?);
     keep(folder, submitted, &tasks)
 }
 
@@ -227,8 +255,11 @@ fn wait(
         }
     }
     drop(task);
-    let text = bounds::file::read_text(&report, RUN_JSON_BYTES).map_err(|error| unread(&report, &error))?;
     progress.line(&format!("all {} have ended", count(all, "unit")));
+    if !request.is_reported {
+        return Ok(ExitCode::Agree);
+    }
+    let text = bounds::file::read_text(&report, RUN_JSON_BYTES).map_err(|error| unread(&report, &error))?;
     progress.result(&text);
     let written = bounds::file::read_text(&code, LINE).map_err(|error| unread(&code, &error))?;
     Ok(match written.trim() {

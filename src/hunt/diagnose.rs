@@ -24,6 +24,7 @@ mod shrink;
 mod side;
 mod surgery;
 mod tokens;
+mod unread;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use compare::verdict::{Decision, Tolerances, Verdict, annotate, verdicts};
 use miette::{Result, miette};
 use reference::protocol::{Mode, Positions};
 
-use super::view::{CaseView, ChoiceRow, ChoicesView, OutputRow, OutputView, RunView, Times};
+use super::view::{CacheVerdict, CaseView, ChoiceRow, ChoicesView, OutputRow, OutputView, RunView, Times};
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::results::environment::EnvironmentRecord;
 use crate::results::localized::Localized;
@@ -27,9 +27,6 @@ use crate::spec::variant::{Runner, Variant, measured_dtype, measured_positions};
 use beside_one_pass::Beside;
 use embeddings::Embeddings;
 pub use origin::{bears_on, origin};
-
-/// Name suffix of the full-sequence forward pass that prefill and decoding are compared with.
-pub(crate) const ONE_PASS: &str = " in one pass";
 
 /// The view of a saved run, with the tolerances of its config.
 ///
@@ -64,7 +61,7 @@ pub fn view(
         let entries: Vec<Entry> = cells.iter().map(|cell| entry(cell, &own)).collect();
         let mask = mask(&own, &cells)?;
         let beside = match (beside_one_pass::one_pass(manifest, case), &mask) {
-            (Some(whole), Some(mask)) => beside_one_pass::judge(
+            (Some(whole), Some(mask)) => beside_one_pass::compared(
                 (case, &cells),
                 &views[&whole],
                 [&own, &files(&manifest.cases[whole])],
@@ -88,7 +85,10 @@ pub fn view(
         add_embeddings(&mut view, case, &entries, mask.as_ref(), tolerances)?;
         let apart = diverging_outputs(&view);
         view.verdicts.extend(apart);
-        view.verdicts.extend(beside.into_iter().map(|found| found.verdict));
+        for Beside { cell, verdict, .. } in beside {
+            view.caches.push(CacheVerdict { cell, verdict: view.verdicts.len() });
+            view.verdicts.push(verdict);
+        }
         view.diagnosed = diagnosed.iter().filter(|found| found.case == case.name).cloned().collect();
         views.insert(index, view);
     }
@@ -227,6 +227,7 @@ pub fn case_view(
         baseline: baseline.map(str::to_owned),
         axes: case.axes,
         verdicts: judged,
+        caches: Vec::new(),
         accuracies: accuracies(&matrix, &oracles),
         outputs: Vec::new(),
         embeddings: None,
@@ -287,7 +288,7 @@ pub fn near_ties_of_a_cache(
     let known = Known { localized, ..Known::default() };
     let view = case_view((whole, known), None, own, &entries, Some(mask), tolerances)?;
     let files = [&*files[0], &*files[1]];
-    let beside = beside_one_pass::judge((case, cells), &view, files, localized, mask, tolerances)?;
+    let beside = beside_one_pass::compared((case, cells), &view, files, localized, mask, tolerances)?;
     Ok(beside.iter().filter_map(Beside::near_ties).collect())
 }
 
@@ -332,8 +333,10 @@ pub fn mask(files: &Path, cells: &[Cell]) -> Result<Option<Mask>> {
 /// The logits of a cell, from the case folder `files`, or the reason why there are none.
 pub fn entry(cell: &Cell, files: &Path) -> Entry {
     let logits = match &cell.outcome {
-        Outcome::Completed(Completed { logits, positions, .. }) => {
+        Outcome::Completed(Completed { logits, positions, written, .. }) => {
+            let digest = written.as_ref().map(|written| written.sha256.clone());
             Logits::open(&files.join(logits), measured_positions(*positions))
+                .map(|logits| logits.with_digest(digest))
                 .map_err(|error| error.to_string())
         }
         outcome => Err(outcome.reason()),

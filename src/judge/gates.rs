@@ -239,7 +239,7 @@ impl GateResult {
 /// Evaluates `gates`, or the default ones if empty. Without a baseline, gates apply to the run's own pairs, and time
 /// and memory gates to each variant against the run's baseline variant. With a baseline, they apply to the changes
 /// since it.
-pub fn judge(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged {
+pub fn of_run(run: &RunView, gates: &[Gate], against: Option<Against>) -> Judged {
     let is_named = !gates.is_empty();
     let relation = (!run.relations.is_empty()).then_some(RELATION);
     let slow_down = against.is_some().then(|| format!("p50>{SLOW_DOWN_PERCENT}%"));

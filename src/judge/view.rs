@@ -57,6 +57,8 @@ pub struct CaseView {
     pub matrix: Matrix,
     /// One verdict per pair.
     pub verdicts: Vec<Verdict>,
+    /// Those on a variant's KV cache.
+    pub caches: Vec<CacheVerdict>,
     /// Errors against the float64 reference.
     pub accuracies: Vec<Accuracy>,
     /// Outputs beside the main one, in the order in which the variants return them.
@@ -71,6 +73,15 @@ pub struct CaseView {
     pub diagnosed: Vec<Diagnosed>,
     /// The cells' times, once a report has asked for them.
     pub times: Times,
+}
+
+/// A variant's cached decoding was compared with its own full-sequence forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheVerdict {
+    /// The variant's cell.
+    pub cell: usize,
+    /// The place of the verdict in [`CaseView::verdicts`]; its first side is the cached one.
+    pub verdict: usize,
 }
 
 /// What a case's times come to: their intervals take thousands of resamples, and every report shows them.
@@ -299,6 +310,11 @@ impl CaseView {
         let is_it =
             |verdict: &&Verdict| (verdict.a == a && verdict.b == b) || (verdict.a == b && verdict.b == a);
         self.verdicts.iter().find(is_it)
+    }
+
+    /// The verdict on each cell's KV cache.
+    pub(crate) fn cache_verdicts(&self) -> impl Iterator<Item = (usize, &Verdict)> {
+        self.caches.iter().map(|cache| (cache.cell, &self.verdicts[cache.verdict]))
     }
 
     /// The noise of a row's variant: the difference between its repetitions; `None` if not measured.

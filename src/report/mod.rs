@@ -98,7 +98,7 @@ pub fn publish(
         Ok(against) => (against, None),
         Err(error) => (None, Some(error)),
     };
-    let judged = judge_gates::judge(view, &run.fail_on, against);
+    let judged = judge_gates::of_run(view, &run.fail_on, against);
     let found = findings(view);
     // The terminal comes first: it has no details of single pairs, for which logits are read again.
     let nothing = Details::default();

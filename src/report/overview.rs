@@ -114,7 +114,7 @@ impl Page {
         self.lines.push(format!("{title}  {head}"));
         let left_out = rows.len().saturating_sub(MOST_ROWS);
         if left_out > 0 {
-            rows.sort_by_key(Row::is_plain);
+            rows.sort_by_key(VariantRow::is_plain);
             rows.truncate(MOST_ROWS - 1);
         }
         for row in &rows {
@@ -280,27 +280,27 @@ fn diagnosed(finding: &Finding, run: &RunView) -> String {
 }
 
 /// Variants with the same marks in every case.
-struct Row<'a> {
+struct VariantRow<'a> {
     cells: Vec<&'a Cell>,
     label: String,
     /// One per case; `None` if the case has no such variant.
     marks: Vec<Option<&'a Mark>>,
 }
 
-impl Row<'_> {
+impl VariantRow<'_> {
     /// Whether every mark is plain, that is, in group A.
     fn is_plain(&self) -> bool {
         self.marks.iter().flatten().all(|mark| mark.is_plain())
     }
 }
 
-fn rows<'a>(run: &'a RunView, found: &'a Findings) -> Vec<Row<'a>> {
-    let mut rows: Vec<Row> = Vec::new();
+fn rows<'a>(run: &'a RunView, found: &'a Findings) -> Vec<VariantRow<'a>> {
+    let mut rows: Vec<VariantRow> = Vec::new();
     for (cell, marks) in found.grid(run) {
         let of_version = |other: &Cell| version(other) == version(cell);
         match rows.iter_mut().find(|row| row.marks == marks && of_version(row.cells[0])) {
             Some(row) => row.cells.push(cell),
-            None => rows.push(Row { cells: vec![cell], label: String::new(), marks }),
+            None => rows.push(VariantRow { cells: vec![cell], label: String::new(), marks }),
         }
     }
     // The version alone labels a row if it has only one row.

@@ -1,23 +1,23 @@
 //! A sweep's verdicts in one table: a row per pair of variants, a column per value of each axis, the worst verdict
 //! of all cells that have that value.
 
-use crate::judge::assess::ONE_PASS;
+use crate::execute::cell::Cell;
 use crate::judge::view::{CaseView, RunView};
 use crate::spec::config::Padding;
-use crate::spec::variant::{Variant, dtype_name};
-use compare::verdict::{Decision, Verdict};
+use crate::spec::variant::{Variant, Way, dtype_name};
+use compare::verdict::Decision;
 
 /// A collapsed sweep.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sweep {
     /// `("length", "512")`, axis by axis.
     pub(crate) columns: Vec<(&'static str, String)>,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<PairRow>,
 }
 
 /// One pair of variants, without their dtypes.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Row {
+pub(crate) struct PairRow {
     pub(crate) a: String,
     pub(crate) b: String,
     /// The worst verdict over all columns.
@@ -80,7 +80,7 @@ pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
     let placed: Vec<Placed> = run
         .cases
         .iter()
-        .flat_map(|case| case.verdicts.iter().filter_map(|verdict| Placed::new(case, verdict)))
+        .flat_map(|case| (0..case.verdicts.len()).filter_map(|index| Placed::new(case, index)))
         .collect();
     let mut columns: Vec<(&'static str, String)> = Vec::new();
     for axis in AXES {
@@ -117,11 +117,11 @@ pub(crate) fn sweep(run: &RunView) -> Option<Sweep> {
             }
         }
     }
-    let row = |(a, b, worst, marks): Unfinished| Some(Row { a, b, worst: worst?, marks });
+    let row = |(a, b, worst, marks): Unfinished| Some(PairRow { a, b, worst: worst?, marks });
     Some(Sweep { columns, rows: rows.into_iter().filter_map(row).collect() })
 }
 
-/// The fields of a [`Row`] while its verdicts are still being added.
+/// The fields of a [`PairRow`] while its verdicts are still being added.
 type Unfinished = (String, String, Option<Mark>, Vec<Option<Mark>>);
 
 const AXES: [&str; 6] = ["checkpoint", "length", "batch", "padding", "prefill", "dtype"];
@@ -135,18 +135,19 @@ struct Placed<'a> {
 }
 
 impl<'a> Placed<'a> {
-    fn new(case: &CaseView, verdict: &'a Verdict) -> Option<Self> {
-        let variant = |name: &str| {
-            let name = name.strip_suffix(ONE_PASS).unwrap_or(name);
-            case.cells.iter().find(|cell| cell.name == name)
+    /// The verdict at a place in the case's list; `None` if it is not on two variants' main outputs.
+    fn new(case: &'a CaseView, index: usize) -> Option<Self> {
+        let verdict = &case.verdicts[index];
+        let cell = |name: &str| case.cells.iter().find(|cell| cell.name == name);
+        let cached = case.caches.iter().find(|cache| cache.verdict == index);
+        let ([cell_a, cell_b], way_b) = if let Some(cache) = cached {
+            ([&case.cells[cache.cell]; 2], Way::Full)
+        } else {
+            ([cell(&verdict.a)?, cell(&verdict.b)?], Way::Cached)
         };
-        let (cell_a, cell_b) = (variant(&verdict.a)?, variant(&verdict.b)?);
         let (dtype_a, dtype_b) = (cell_a.variant.dtype, cell_b.variant.dtype);
         let dtype = if dtype_a == dtype_b { dtype_name(dtype_a) } else { "mixed" };
-        let label = |name: &str, variant: &Variant| {
-            let suffix = if name.ends_with(ONE_PASS) { ONE_PASS } else { "" };
-            format!("{}{suffix}", without_dtype(name.strip_suffix(ONE_PASS).unwrap_or(name), variant))
-        };
+        let label = |cell: &Cell, way: Way| way.name(&without_dtype(&cell.name, &cell.variant));
         let axes = case.axes;
         let side = |side: Option<Padding>| match side {
             None | Some(Padding::None) => "none",
@@ -154,8 +155,8 @@ impl<'a> Placed<'a> {
             Some(Padding::Right) => "right",
         };
         Some(Self {
-            a: label(&verdict.a, &cell_a.variant),
-            b: label(&verdict.b, &cell_b.variant),
+            a: label(cell_a, Way::Cached),
+            b: label(cell_b, way_b),
             decision: &verdict.decision,
             values: [
                 Some(case.checkpoint.clone()),

@@ -214,7 +214,16 @@ pub(crate) fn sentence(diagnosed: &Diagnosed) -> String {
                 })
                 .collect();
             let left = diagnosed.trials.first().and_then(|trial| trial.after);
-            let left = left.map_or_else(String::new, |left| format!(" {left:.1e} is left, and"));
+            let left = left.map_or_else(String::new, |left| {
+                // With one of several mistakes the numbers may be further apart than without any.
+                let explained = ((1.0 - left / before) * 100.0).floor();
+                let share = if explained >= 1.0 {
+                    format!(" ({explained} % of it explained)")
+                } else {
+                    String::new()
+                };
+                format!(" {left:.1e} is left{share}, and")
+            });
             let rest = if places.is_empty() {
                 "the rest was not found".to_owned()
             } else {

@@ -181,7 +181,7 @@ pub struct Divergence {
     /// The arguments by which its own code makes a child differ, if the child's first input agrees; or the masks that make
     /// the module itself differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub arguments: Vec<Departing>,
+    pub arguments: Vec<Differing>,
     /// Arguments that the replay could not replace, because the other side has none of their kind and shape.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_replayed: Vec<String>,
@@ -192,7 +192,7 @@ pub struct Divergence {
 impl Divergence {
     /// Whether the module itself agrees as soon as it gets the other side's mask.
     pub(crate) fn is_given(&self) -> bool {
-        let is_own = |argument: &Departing| {
+        let is_own = |argument: &Differing| {
             self.path
                 .strip_prefix(&argument.module)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -212,7 +212,7 @@ pub struct Between {
 
 /// An argument of a module, behind its first, that differs between the two sides.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Departing {
+pub struct Differing {
     /// The module's path on the first side.
     pub module: String,
     /// The parameter's name on the second side: `position_embeddings.cos`, `top_k_weights`.
@@ -224,7 +224,7 @@ pub struct Departing {
     pub shapes: [Vec<usize>; 2],
 }
 
-impl std::fmt::Display for Departing {
+impl std::fmt::Display for Differing {
     /// `position_embeddings.cos of model.layers.0`.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{} of {}", self.name, self.module)
@@ -356,7 +356,7 @@ fn module(found: &Divergence, localized: &Localized, dtype: &str) -> String {
 }
 
 /// What a module's own code passes on otherwise; empty for no argument.
-fn arguments(found: &[Departing], is_own: bool, fed: &str, source: &str) -> String {
+fn arguments(found: &[Differing], is_own: bool, fed: &str, source: &str) -> String {
     let Some(first) = found.first() else { return String::new() };
     let names: Vec<String> = found
         .iter()

@@ -22,9 +22,9 @@ use reference::Specification;
 use reference::protocol::Dtype;
 use serde_json::Value;
 
-pub use error::Error;
+pub use error::{Error, SourceError};
 pub use pooling::Pooling;
-pub use source::{Source, SourceError};
+pub use source::Source;
 
 use crate::spec::atomic;
 use digest::Digests;

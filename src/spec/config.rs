@@ -28,7 +28,7 @@ pub use crate::spec::checkpoint::{Source as CheckpointSource, SourceError};
 pub use device::Device;
 pub use diagnose::ConfigError;
 pub use dtype::LoadDtype;
-pub use engine::Engine;
+pub use engine::{Engine, UnitOf};
 pub use init::{InitError, init, init_text};
 pub use inputs::{InputsConfig, InputsForm, Padding};
 pub use load::Loaded;

@@ -8,6 +8,7 @@ pub(crate) mod retrieval;
 mod saved;
 mod sweep;
 mod template;
+mod tensor_file;
 mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -240,7 +241,7 @@ impl<'a> Source<'a> {
                 vec![batch::from_sequences(self, "token_ids".to_owned(), sequences, *fill, Vec::new())?]
             }
             Spec::Lengths { .. } if let Some(path) = self.own_inputs() => {
-                let mut inputs = tensors::of_file(&path)?;
+                let mut inputs = tensor_file::of_file(&path)?;
                 "own".clone_into(&mut inputs.name);
                 inputs.notes.push(
                     "the inputs lie beside the synthetic checkpoint, and `lengths` are not read".to_owned(),
@@ -250,9 +251,9 @@ impl<'a> Source<'a> {
             Spec::Lengths { lengths, batches, paddings, text, seed } => {
                 sweep::from_lengths(self, lengths, batches, paddings, text.as_deref(), *seed)?
             }
-            Spec::Tensors(path) => vec![tensors::of_file(path)?],
+            Spec::Tensors(path) => vec![tensor_file::of_file(path)?],
             Spec::Processed { path, texts, choices, class } => {
-                let mut inputs = tensors::of_file(path)?;
+                let mut inputs = tensor_file::of_file(path)?;
                 "processed".clone_into(&mut inputs.name);
                 inputs.rendered.clone_from(texts);
                 inputs.choices = batch::choices(self, choices)?;

@@ -56,7 +56,7 @@ impl Bound {
     pub fn source(self) -> &'static str {
         match self {
             Self::Logits => {
-                "the limits by which verdicts tell rounding from another mathematics (`[tolerances]`; `compare/src/tolerances.rs`: 8 times the rtol of torch.testing.assert_close)"
+                "the limits within which a verdict attributes a difference to rounding (`[tolerances]`; `compare/src/tolerances.rs`: 8 times the rtol of torch.testing.assert_close)"
             }
             Self::Tokens => {
                 "the same limit at one position (`local_factor` of `[tolerances]`): two logits closer than that may change places by rounding"

@@ -3,19 +3,23 @@
 //! Every machine divides a plan alike, without a coordinator: the division depends only on the plan and on the estimates
 //! that are kept with it.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::config::UnitOf;
 use super::plan::{CellPlan, Plan};
 
 /// The largest number of shards of a plan.
 pub const MOST_SHARDS: usize = 100_000;
+/// Bytes of a unit's name before its device class: a file name has at most 255.
+const NAME_BYTES: usize = 200;
 
 /// Whether a unit's times count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UnitKind {
     /// Variants whose logits are computed and that are not timed. They may share a machine with other work.
@@ -37,7 +41,8 @@ impl UnitKind {
 /// The variants of one case that one machine computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Unit {
-    /// Case, device class and kind: `llama-128.cpu.timing`; unique in the plan, and safe as a file name.
+    /// Case, device class and kind: `llama-128.cpu.timing`; if a unit holds one version, also that:
+    /// `llama-128.4.54.0.cpu.numeric`. Unique in the plan, and safe as a file name.
     pub name: String,
     /// Whether its times count.
     pub kind: UnitKind,
@@ -96,22 +101,42 @@ pub struct Group {
     pub cells: Vec<usize>,
 }
 
-/// Divides a plan into its units, case by case: within a case, variants of one device class stay together; timed variants
-/// form one unit, because only variants that are timed in the same rounds can be compared in speed.
-pub fn groups(plan: &Plan, is_timed: impl Fn(&CellPlan) -> bool) -> Vec<Group> {
+/// Divides a plan into its units, case by case: within a case, variants of one device class stay together, or those of one
+/// version; timed variants form one unit, because only variants that are timed in the same rounds can be compared in speed.
+pub fn groups(plan: &Plan, unit_of: UnitOf, is_timed: impl Fn(&CellPlan) -> bool) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
+    let mut known: HashMap<_, usize> = HashMap::new();
+    let mut names = HashSet::new();
     for (index, cell) in plan.cells.iter().enumerate() {
         let kind = if is_timed(cell) { UnitKind::Timing } else { UnitKind::Numeric };
         let device = device_class(&cell.variant.device);
-        let is_it = |group: &&mut Group| (group.case, group.kind, group.device) == (cell.case, kind, device);
-        if let Some(known) = groups.iter_mut().find(is_it) {
-            known.cells.push(index);
+        let is_divided = unit_of == UnitOf::Version && kind == UnitKind::Numeric;
+        let version = is_divided.then_some(cell.variant.version.as_str());
+        if let Some(&at) = known.get(&(cell.case, kind, device, version)) {
+            groups[at].cells.push(index);
         } else if let Some(case) = plan.cases.get(cell.case) {
-            let name = format!("{}.{device}.{}", case.name, kind.word());
+            known.insert((cell.case, kind, device, version), groups.len());
+            let stem =
+                version.map_or_else(|| case.name.clone(), |version| format!("{}.{version}", case.name));
+            let name = unused(&stem, &format!(".{device}.{}", kind.word()), &mut names);
             groups.push(Group { name, kind, case: cell.case, device, cells: vec![index] });
         }
     }
     groups
+}
+
+/// `stem` and `ending` as a file name that no other unit has: cut off if it is long, and with a number if it is taken, also
+/// where a file system does not distinguish capitals. `names` has those that are taken.
+fn unused(stem: &str, ending: &str, names: &mut HashSet<String>) -> String {
+    let end = (0..=stem.len().min(NAME_BYTES)).rev().find(|&at| stem.is_char_boundary(at)).unwrap_or(0);
+    let stem = &stem[..end];
+    let mut name = format!("{stem}{ending}");
+    let mut number = 1;
+    while !names.insert(name.to_lowercase()) {
+        number += 1;
+        name = format!("{stem}-{number}{ending}");
+    }
+    name
 }
 
 /// `cuda` for `cuda:0` and the like, else `cpu`.
@@ -174,7 +199,10 @@ impl FromStr for Shard {
 
 #[cfg(test)]
 mod tests {
+    use reference::protocol::Mode;
+
     use super::*;
+    use crate::spec::config::{Config, Version};
 
     fn unit(name: &str, seconds: u64) -> Unit {
         Unit {
@@ -214,6 +242,60 @@ mod tests {
             let most = shares.iter().map(load).max().unwrap_or(0);
             proptest::prop_assert!(most <= total / count as u64 + largest);
         }
+    }
+
+    #[test]
+    fn only_variants_that_are_not_timed_are_divided_by_version() {
+        let mut config =
+            Config { versions: ["4.54.0", "5.23.0"].map(Version::release).into(), ..Config::default() };
+        config.inputs.lengths = Some(vec![8]);
+        config.run.modes = vec![Mode::Eager, Mode::Compiled];
+        let plan = Plan::new(&config, "cpu").unwrap();
+        let is_timed = |cell: &CellPlan| cell.variant.version == "5.23.0" || cell.variant.mode == Mode::Fused;
+        let check = |unit_of: UnitOf, expected: &[(&str, &str)]| {
+            let groups = groups(&plan, unit_of, is_timed);
+            let variants = |group: &Group| {
+                group.cells.iter().map(|&at| plan.cells[at].variant.name()).collect::<Vec<_>>().join(" ")
+            };
+            let found: Vec<_> = groups.iter().map(|group| (group.name.clone(), variants(group))).collect();
+            assert!(
+                found.iter().map(|(name, variants)| (&**name, &**variants)).eq(expected.iter().copied()),
+                "{found:?}"
+            );
+        };
+        let timing = "5.23.0_eager_sdpa 5.23.0_compiled_sdpa candle_fused";
+        check(
+            UnitOf::Case,
+            &[
+                ("llama-8.cpu.numeric", "4.54.0_eager_sdpa 4.54.0_compiled_sdpa candle_eager"),
+                ("llama-8.cpu.timing", timing),
+            ],
+        );
+        check(
+            UnitOf::Version,
+            &[
+                ("llama-8.4.54.0.cpu.numeric", "4.54.0_eager_sdpa 4.54.0_compiled_sdpa"),
+                ("llama-8.cpu.timing", timing),
+                ("llama-8.candle.cpu.numeric", "candle_eager"),
+            ],
+        );
+    }
+
+    #[test]
+    fn names_of_units_are_unique_file_names() {
+        let mut names = HashSet::new();
+        let mut check = |stem: &str, expected: &str| {
+            let name = unused(stem, ".cpu.numeric", &mut names);
+            assert!(crate::spec::atomic::is_component(&name), "{name}");
+            assert_eq!(name, expected);
+        };
+        // Case `a` with version `1.2`, and case `a.1` with version `2`.
+        check("a.1.2", "a.1.2.cpu.numeric");
+        check("a.1.2", "a.1.2-2.cpu.numeric");
+        check("A.1.2", "A.1.2-3.cpu.numeric");
+        let long = "é".repeat(150);
+        check(&long, &format!("{}.cpu.numeric", "é".repeat(100)));
+        check(&long, &format!("{}-2.cpu.numeric", "é".repeat(100)));
     }
 
     #[test]

@@ -17,6 +17,45 @@ pub enum Runner {
     Command,
 }
 
+impl Runner {
+    /// Whether the modules of its variants may be captured: a program may offer it, candle-transformers' ports do not.
+    pub(crate) fn may_show_modules(self) -> bool {
+        matches!(self, Self::Transformers | Self::Candle | Self::Command)
+    }
+
+    /// Whether it loads any checkpoint folder, so that it can be made to commit mistakes.
+    pub(crate) fn loads_any_folder(self) -> bool {
+        matches!(self, Self::Transformers | Self::Candle)
+    }
+}
+
+/// The forward passes that a variant's logits come from, in a case of prefill and decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Prefill and decoding through the KV cache.
+    Cached,
+    /// One full-sequence forward pass over the same inputs.
+    Full,
+}
+
+impl Way {
+    /// What follows the variant's name in the name of its full-sequence forward pass.
+    const FULL: &str = " in one pass";
+
+    /// The name of these logits of `variant`, as runs store it and `tfcheck localize` takes it.
+    pub fn name(self, variant: &str) -> String {
+        match self {
+            Self::Cached => variant.to_owned(),
+            Self::Full => format!("{variant}{}", Self::FULL),
+        }
+    }
+
+    /// The variant and the forward passes of such a name.
+    pub fn parse(name: &str) -> (&str, Self) {
+        name.strip_suffix(Self::FULL).map_or((name, Self::Cached), |variant| (variant, Self::Full))
+    }
+}
+
 /// One way to compute a checkpoint's logits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Variant {

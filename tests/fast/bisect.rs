@@ -252,6 +252,34 @@ fn a_bisection_without_an_answer_reports_the_reason() {
     assert!(stderr(&output).contains("not a git repository"), "{}", stderr(&output));
 }
 
+#[test]
+fn a_cluster_is_refused_where_it_cannot_compute_the_revisions() {
+    let check = |sandbox: &Sandbox, more: &[&str], expected: &[&str]| {
+        let arguments = ["bisect", "--engine", "slurm", "--good", "4.41.1", "--bad", "4.42.1"];
+        let output = sandbox.tfcheck(&[&arguments[..], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{expected:?}: {}", stdout(&output));
+        let said =
+            stderr(&output).split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+        for part in expected {
+            assert!(said.contains(part), "{part} is not in {said}");
+        }
+        assert!(!sandbox.results().exists());
+    };
+    let sandbox = port("..x", "trace = false");
+    check(&sandbox, &[], &["--engine without --scan", "each test depends on the last one", "add --scan"]);
+    check(
+        &sandbox,
+        &["--scan", "--test", "p50>5%"],
+        &["`--test p50>5%`", "times of different machines do not enter one ratio", "leave --engine out"],
+    );
+    check(
+        &sandbox,
+        &["--scan", "--command-repository", "repository/port"],
+        &["--command-repository", "the port is built on this host"],
+    );
+    check(&sandbox, &["--resume", "results"], &["cannot be used with"]);
+}
+
 fn git(folder: &Path, arguments: &[&str]) {
     let identity = ["-c", "user.name=Port", "-c", "user.email=port@example.org", "-c", "gc.auto=0"];
     let output = Command::new("git").args(identity).args(arguments).current_dir(folder).output().unwrap();

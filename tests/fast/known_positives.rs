@@ -23,7 +23,7 @@ use tfcheck::judge::view::{CaseView, RunView, Times};
 use tfcheck::spec::variant::{Runner, Variant};
 
 use crate::plants::Edit;
-use crate::plants::text::{Known, known_positives};
+use crate::plants::known::{Known, known_positives};
 use crate::setting::Tensors;
 
 /// Plants the bug of a claim into a synthetic checkpoint; the port must be flagged, and the bug's module must be the first
@@ -60,7 +60,7 @@ fn is_flagged(claim: &str) {
             assert_eq!(port.word, "diverged", "{dtype:?}: {port:?}");
         }
     }
-    assert_eq!(first_departure([(&right, &inputs), (&wrong, &wrong_inputs)]), plant.module);
+    assert_eq!(first_difference([(&right, &inputs), (&wrong, &wrong_inputs)]), plant.module);
 }
 
 /// The inputs with the edit, where it is one of inputs.
@@ -161,6 +161,7 @@ fn scores(cells: Vec<Cell>, inputs: &Inputs) -> Vec<Score> {
         axes: None,
         baseline: None,
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
+        caches: Vec::new(),
         accuracies: accuracies(&matrix, &oracles),
         outputs: Vec::new(),
         embeddings: None,
@@ -206,7 +207,7 @@ impl Probe for Recorded {
 }
 
 /// The first module to return a different output on the same input, in float64; empty if there is none.
-fn first_departure(models: [(&PathBuf, &Inputs); 2]) -> String {
+fn first_difference(models: [(&PathBuf, &Inputs); 2]) -> String {
     let mask = models[0].1.attention_mask.clone().unwrap().to_dtype(DType::F64).unwrap();
     let [right, wrong] = models.map(|(folder, inputs)| {
         let mut recorded = Recorded::default();
@@ -214,12 +215,12 @@ fn first_departure(models: [(&PathBuf, &Inputs); 2]) -> String {
         recorded.modules
     });
     // A different summation order changes outputs by about 1e-15, every planted bug by more than 1e-6.
-    let departs = |a: &Tensor, b: &Tensor| a.dims() != b.dims() || relative_l2(a, b, &mask) > 1e-9;
-    let departed = right.iter().zip(&wrong).find(|((path, a), (other, b))| {
+    let differs = |a: &Tensor, b: &Tensor| a.dims() != b.dims() || relative_l2(a, b, &mask) > 1e-9;
+    let differing = right.iter().zip(&wrong).find(|((path, a), (other, b))| {
         assert_eq!(path, other, "the same modules run");
-        !departs(&a[0], &b[0]) && departs(&a[1], &b[1])
+        !differs(&a[0], &b[0]) && differs(&a[1], &b[1])
     });
-    departed.map(|((path, _), _)| path.clone()).unwrap_or_default()
+    differing.map(|((path, _), _)| path.clone()).unwrap_or_default()
 }
 
 /// `‖a − b‖ / ‖b‖` at real (unpadded) positions.

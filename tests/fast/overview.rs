@@ -77,6 +77,7 @@ fn case(name: &str, specs: &[Spec]) -> CaseView {
         axes: None,
         baseline: cells.first().map(|cell| cell.name.clone()),
         verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
+        caches: Vec::new(),
         accuracies: Vec::new(),
         outputs: Vec::new(),
         embeddings: None,

@@ -108,13 +108,13 @@ fn check(what: &str, change: impl Fn(usize, f64) -> f64, expected: &str) {
     };
     Recording::write(folder.path(), &recorded, &tensors).unwrap();
     let recording = Recording::open(folder.path()).unwrap();
-    let judgement = recording.judge_values(&[BATCH, SEQ, VOCAB], &port, "f32").unwrap();
+    let comparison = recording.compare_values(&[BATCH, SEQ, VOCAB], &port, "f32").unwrap();
 
-    let words = (judgement.verdict.decision.word(), verdict.decision.word());
-    assert_eq!(words, (expected, expected), "{what}: {judgement}\ncompare: {}", verdict.evidence);
+    let words = (comparison.verdict.decision.word(), verdict.decision.word());
+    assert_eq!(words, (expected, expected), "{what}: {comparison}\ncompare: {}", verdict.evidence);
     // Every metric must be bitwise equal; compared as text, because NaN is unequal to itself.
     let pair = matrix.compared(0, 1).unwrap();
-    assert_eq!(format!("{:?}", judgement.metrics), format!("{pair:?}"), "{what}");
+    assert_eq!(format!("{:?}", comparison.metrics), format!("{pair:?}"), "{what}");
 }
 
 #[test]

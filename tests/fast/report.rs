@@ -203,6 +203,7 @@ fn run() -> RunView {
         axes: None,
         baseline: Some(cells[1].name.clone()),
         verdicts: judged,
+        caches: Vec::new(),
         accuracies: accuracies(&matrix, &oracles),
         outputs: Vec::new(),
         embeddings: None,

@@ -129,6 +129,43 @@ fn shards_merge_into_the_run_of_one_machine_byte_for_byte() {
 }
 
 #[test]
+fn units_of_one_version_merge_into_the_run_of_one_machine_byte_for_byte() {
+    let sandbox = Sandbox::new();
+    config(&sandbox, "good", &format!("{UNTIMED}\n[engine]\nunit = \"version\""));
+    let code = run(&sandbox, "whole", &[]).status.code().unwrap();
+    let text = stdout(&sandbox.tfcheck(&["plan", "--json"]));
+    let plan: Value = serde_json::from_str(&text).unwrap();
+    let units = plan["units"].as_array().unwrap();
+    // Six cases, each natively, by `one` and by `two`.
+    assert_eq!(units.len(), 18, "{text}");
+    sandbox.write("plan.json", &text);
+    let of_the_plan = ["--plan", "plan.json"];
+    for index in 1..=3 {
+        let shard = format!("{index}/3");
+        let output =
+            run(&sandbox, &format!("shard_{index}"), &[&of_the_plan[..], &["--shard", &shard]].concat());
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{}", stderr(&output));
+    }
+    let output =
+        run(&sandbox, "unit", &[&of_the_plan[..], &["--unit", "llama-tiny-12.two.cpu.numeric"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let unit = newest(&sandbox, "unit");
+    let names: Vec<String> = unit.cells().iter().map(|cell| cell.variant.name()).collect();
+    assert_eq!(names, ["two_eager"], "the unit has one version");
+    let parts = ["shard_1", "shard_2", "shard_3", "unit"];
+    let owners = |case: &str| {
+        let has = |part: &&&str| {
+            let share = newest(&sandbox, part).manifest.share.unwrap();
+            share.units.iter().any(|unit| unit.starts_with(case))
+        };
+        parts[..3].iter().filter(has).count()
+    };
+    assert!(owners("mistral-12.") > 1, "the logits of a case come from several shards");
+    merge(&sandbox, &[&of_the_plan[..], &parts].concat(), code);
+    assert_equal(&newest(&sandbox, "whole"), &newest(&sandbox, "merged"));
+}
+
+#[test]
 fn localising_the_merged_run_finds_what_the_run_of_one_machine_finds() {
     let sandbox = Sandbox::new();
     let program = crate::ports::program("gelu");

@@ -19,6 +19,7 @@ fn native() -> ProcessRunner {
         threads: 1,
         reusable: true,
         templates: None,
+        keeps_memory: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -9,7 +10,8 @@ use reference::protocol::{Dtype, Load, Mode};
 use tfcheck::hunt::diagnose::{Committed, Diagnosed, Diagnosis, Hypothesis, hypotheses};
 
 use crate::mistaken::{
-    NOT_SHOWN, checkpoints, diagnosed, diagnosed_in, planted, rows, shown, tokens, unchanged,
+    NOT_SHOWN, checkpoints, diagnosed, diagnosed_in, diagnosed_within, planted, rows, shown, tokens,
+    unchanged,
 };
 use crate::plants;
 use crate::setting::Tensors;
@@ -61,6 +63,26 @@ fn a_mistake_outside_the_table_is_localised_and_not_named() {
         let found_parts = parts.iter().map(|part| part.part.as_str()).collect::<Vec<_>>();
         assert_eq!(found_parts, [part], "{}", found.sentence);
     }
+}
+
+#[test]
+fn tensors_that_a_port_does_not_read_are_noted() {
+    // A port that reads the gate in place of `up_proj`.
+    let gate_twice = |tensors: &mut Tensors| {
+        let names: Vec<String> = tensors.keys().filter(|name| name.contains(".up_proj.")).cloned().collect();
+        for name in names {
+            let gate = tensors[&name.replace(".up_proj.", ".gate_proj.")].clone();
+            tensors.insert(name, gate);
+        }
+    };
+    let plant =
+        plants::Plant::new("mistral", plants::Edit::Weights(gate_twice), "model.layers.0.mlp.up_proj");
+    // What the port computes instead is not of interest.
+    let budget = Duration::from_secs(20);
+    let found = diagnosed_within(budget, Dtype::F32, "mistral", &tokens(&[40]), &planted(&plant));
+    let note = found.notes.iter().find(|note| note.contains("may not read"));
+    let expected = "may not read `model.layers.*.mlp.up_proj.weight`: with other values";
+    assert!(note.is_some_and(|note| note.contains(expected)), "{}\n{:?}", found.sentence, found.notes);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn encoder_decoders_and_models_of_pictures_agree_except_where_a_release_is_wrong
     ];
     let (summary, text) = run(&sandbox, &checkpoints, "lengths = [24]\nbatch = [2]");
     let newest = format!("{NEWEST}_eager_eager");
-    // 5.0.0 scales the logits of T5 1.1, whose head is not tied (transformers issue 43681).
+    // 5.0.0 scales the logits of T5 1.1, whose head is not tied.
     let t5 = letters(&summary, "t5-gated-untied-b2-24");
     assert_eq!((t5[&*newest], t5["5.0.0_eager_eager"], t5["candle_fused"]), ("A", "B", "A"), "{text}");
     for case in ["clip-b2-24", "vit-b2-24", "qwen2_vl-window-b2-24", "qwen3_vl-b2-24"] {

@@ -221,8 +221,8 @@ fn the_committed_recording_is_upstreams() {
         logits[(row * seq + position) * vocab..][..vocab].copy_from_slice(values);
     }
     // Another processor may sum in another order in float64; two float64 results agree up to 1e-10.
-    let judgement = now.judge_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
-    assert!(judgement.verdict.decision.agrees(), "{judgement}");
+    let comparison = now.compare_values(&[now.recorded().batch, seq, vocab], &logits, "f64").unwrap();
+    assert!(comparison.verdict.decision.agrees(), "{comparison}");
     assert_eq!(now.recorded().modules, committed.recorded().modules);
     for (now, then) in now.tensors().modules.iter().zip(&committed.tensors().modules) {
         // Recorded as f32: a float64 result that rounds to the next f32 differs by 1e-7.

@@ -1,13 +1,17 @@
 //! `run --engine slurm` on a real cluster of three nodes on this host (`tests/fixtures/slurm_cluster.sh`): twelve units, of which one
-//! loses its node, one runs out of memory and one is requeued. The merged run equals the local one byte for byte.
+//! loses its node, one runs out of memory and one is requeued. The merged run equals the local one byte for byte, and a scan of
+//! releases equals the local scan.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 use crate::support::{Run, Sandbox, fixture, numeric_files, stderr, stdout, wait_for};
 
@@ -155,9 +159,10 @@ fn twelve_units_survive_a_lost_node_a_full_memory_and_a_requeue() {
     let results = sandbox.path().join("results");
     let partial = Run::open(&newest(&results, "run_").unwrap());
     let lost = partial.cells().iter().filter(|cell| cell.is_not_started()).count();
+    let summary = partial.text("summary.md");
     // Both checkpoints have a unit of this length; the worker of each took too much memory.
-    assert!((1..=2).contains(&lost), "{lost} of the cells are missing: {told}");
-    assert!(partial.text("summary.md").contains("out of memory"), "{}", partial.text("summary.md"));
+    assert!((1..=2).contains(&lost), "{lost} of the cells are missing: {told}\n{summary}");
+    assert!(summary.contains("out of memory"), "{summary}");
     let log = cluster.slurm("sinfo", &["--noheader", "--format=%n %T"]);
     assert!(log.contains("down"), "{log}");
 
@@ -197,10 +202,10 @@ fn an_interrupt_cancels_every_job_that_was_submitted() {
 }
 
 /// The rows of a scoreboard without what only a machine that localises knows.
-fn rows(run: &Path) -> serde_json::Value {
+fn rows(run: &Path) -> Value {
     let text = std::fs::read_to_string(run.join("scoreboard.json")).unwrap();
-    let mut rows = serde_json::from_str::<serde_json::Value>(&text).unwrap()["rows"].take();
-    let scores = |row: &mut serde_json::Value| row["scores"].as_array_mut().unwrap().clone();
+    let mut rows = serde_json::from_str::<Value>(&text).unwrap()["rows"].take();
+    let scores = |row: &mut Value| row["scores"].as_array_mut().unwrap().clone();
     for row in rows.as_array_mut().unwrap() {
         let bare = scores(row).into_iter().map(|mut score| {
             for name in ["module", "diagnosis"] {
@@ -230,4 +235,88 @@ fn the_units_of_a_scoreboard_give_the_table_of_one_machine() {
     let expected = rows(&run("local"));
     assert!(expected.as_array().unwrap().len() >= 5);
     assert_eq!(rows(&run("results")), expected);
+}
+
+fn json_in(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// The steps and changes of a bisection, without times and names of runs.
+fn answers(bisection: &Path) -> Value {
+    let log = json_in(&bisection.join("bisect.json")).unwrap();
+    let phase = &log["phases"][0];
+    let of = |value: &Value, keys: &[&str]| keys.iter().map(|key| value[key].clone()).collect::<Value>();
+    let step = |step| of(step, &["revision", "answer", "departs", "reason", "pairs"]);
+    let change = |change: &Value| {
+        let module = &change["localization"]["localized"]["finding"]["path"];
+        json!([of(change, &["before", "after", "change", "packages"]), module])
+    };
+    let steps: Value = phase["steps"].as_array().unwrap().iter().map(step).collect();
+    let changes: Value = phase["changes"].as_array().unwrap().iter().map(change).collect();
+    json!({ "steps": steps, "changes": changes })
+}
+
+/// The files below a folder whose names begin with `prefix`.
+fn files(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, prefix));
+        } else if path.file_name().unwrap().to_string_lossy().starts_with(prefix) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_scan_of_releases_equals_the_local_one_once_lost_units_are_submitted_again() {
+    let Some(cluster) = Cluster::start() else { return };
+    let sandbox = Sandbox::new();
+    // One unit at a time, so that the others are pending when they are cancelled.
+    sandbox.write(
+        "tfcheck.toml",
+        "[[checkpoints]]\nsource = \"synthetic:mistral\"\n[inputs]\nlengths = [48]\n\
+         [run]\nmodes = [\"eager\"]\nattention = [\"eager\"]\ndiagnose_s = 0\n\
+         [engine]\nmemory_mb = 3000\nat_once = 1\n",
+    );
+    let scan = ["bisect", "--scan", "--good", "4.41.2", "--bad", "4.42.1", "--results"];
+    let local = sandbox.tfcheck(&[&scan[..], &["local"]].concat());
+    assert_eq!(local.status.code(), Some(1), "{}", stderr(&local));
+    let results = sandbox.results();
+    let mut command = sandbox.command(&[&scan[..], &["results", "--engine", "slurm"]].concat());
+    let child = cluster.with(&mut command).spawn().unwrap();
+    let array = wait_for("the submission", SOON, || {
+        let jobs = newest(&newest(&results, "bisect_")?.join("cluster"), "slurm_")?;
+        let submitted = json_in(&jobs.join("submitted.json"))?;
+        submitted["merge"].as_str().and(submitted["arrays"][0].as_str()).map(ToOwned::to_owned)
+    });
+    cluster.slurm("scancel", &[&format!("{array}_[2-3]")]);
+    let output = child.wait_with_output().unwrap();
+    let told = stderr(&output);
+    // Without a result of the later revisions there is no change to find, and none to localise.
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("no result of 2 revisions") && told.contains("tfcheck bisect --resume"), "{told}");
+    let bisection = newest(&results, "bisect_").unwrap();
+    let log = json_in(&bisection.join("bisect.json")).unwrap();
+    let lost = log["phases"][0]["steps"].as_array().unwrap();
+    assert!(lost.len() == 2 && lost.iter().all(|step| step["answer"] == "skipped"), "{lost:?}");
+    let reason = lost[0]["reason"].as_str().unwrap();
+    assert!(reason.contains(&format!("its job {array}_2 ended without a result")), "{reason}");
+
+    let mut command = sandbox.command(&["bisect", "--resume", bisection.to_str().unwrap()]);
+    let output = cluster.with(&mut command).output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(" 2 of 3 units to compute"), "{told}");
+    let expected = answers(&newest(&sandbox.path().join("local"), "bisect_").unwrap());
+    assert_eq!(expected["changes"].as_array().unwrap().len(), 1, "{expected}");
+    assert_eq!(answers(&bisection), expected);
+    // The logits of the steps are the files that the units wrote, and a worker that ran here would have left its log.
+    let number = |path: &PathBuf| std::fs::metadata(path).unwrap().ino();
+    let of_units: BTreeSet<u64> = files(&bisection.join("cluster"), "logits_").iter().map(number).collect();
+    let of_steps: BTreeSet<u64> = files(&bisection.join("steps"), "logits_").iter().map(number).collect();
+    assert_eq!((of_units.len(), &of_steps), (3, &of_units));
+    assert!(files(&bisection.join("steps"), "worker.log").is_empty());
 }

@@ -130,6 +130,17 @@ pub(crate) fn diagnosed(checkpoint: &str, tokens: &Tokens, mistake: Mistake) -> 
 
 /// As [`diagnosed`], of a variant in `dtype`.
 pub(crate) fn diagnosed_in(dtype: Dtype, checkpoint: &str, tokens: &Tokens, mistake: Mistake) -> Diagnosed {
+    diagnosed_within(Duration::from_mins(5), dtype, checkpoint, tokens, mistake)
+}
+
+/// As [`diagnosed_in`], with this much time to try mistakes.
+pub(crate) fn diagnosed_within(
+    budget: Duration,
+    dtype: Dtype,
+    checkpoint: &str,
+    tokens: &Tokens,
+    mistake: Mistake,
+) -> Diagnosed {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("original");
     write_checkpoint(checkpoint, &path);
@@ -147,7 +158,7 @@ pub(crate) fn diagnosed_in(dtype: Dtype, checkpoint: &str, tokens: &Tokens, mist
         tolerances: &Tolerances::default(),
         folder: folder.path(),
         timeout: Duration::from_mins(1),
-        budget: Duration::from_mins(5),
+        budget,
         stop: &NEVER,
     })
     .unwrap()
@@ -229,6 +240,7 @@ pub(crate) const NOT_SHOWN: &[&str] = &[
     "log-probabilities",
     "router-correction-ignored",
     "router-factor-1",
+    "layer-scalar-1",
     "shared-expert-gate-absent",
     "shared-expert-absent",
     "classifier-bias-absent",

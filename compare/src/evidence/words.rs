@@ -238,7 +238,9 @@ impl Display for Routing {
     fn fmt(&self, out: &mut Formatter<'_>) -> Result {
         match self {
             Self::Replayed(replayed) => write!(out, "{replayed}"),
-            Self::InBoth { cached, full } => write!(out, "{cached}; and in one pass, {full}"),
+            Self::InBoth { cached, full } => {
+                write!(out, "{cached}; and in the full-sequence forward pass, {full}")
+            }
             Self::LikeFull { relative_l2, full } => {
                 write!(out, "its cached result equals its full-sequence pass, ")?;
                 if *relative_l2 > 0.0 {

@@ -82,7 +82,7 @@ fn a_planted_bug_fails_with_its_verdict_place_and_module() {
     ] {
         let message = hears(bug);
         assert!(message.starts_with("diverged: relative L2"), "{bug:?}: {message}");
-        let module = format!("first module that departs  {module}: relative L2");
+        let module = format!("first diverging module  {module}: relative L2");
         for part in [
             "worst position  row",
             "largest difference  row",

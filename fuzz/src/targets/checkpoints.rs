@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use tfcheck::spec::checkpoint::{self, Settings, hub};
 use tfcheck::spec::relations::Traits;
 
-use super::runs::write;
-use super::{Parse, edits};
+use super::{Parse, edits, write};
 
 /// Settings whose cache is in `folder` and whose hub is not asked.
 pub(super) fn settings(folder: &Path) -> Settings {

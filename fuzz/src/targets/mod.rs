@@ -55,3 +55,7 @@ pub(crate) fn folder() -> &'static Path {
     // The tests of the main package include this module too.
     FOLDER.get_or_init(|| if package.ends_with("fuzz") { package.to_owned() } else { package.join("fuzz") })
 }
+
+fn write(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}

@@ -19,7 +19,7 @@ use tfcheck::results::RunFolder;
 use tfcheck::spec::checkpoint;
 use tfcheck::spec::inputs::{self, Spec};
 
-use super::{Parse, edits};
+use super::{Parse, checkpoints, edits, write};
 
 /// A cell's record and a record of relations, in the run.
 pub(super) const CELL: &str = "mistral-12/candle/timing_20261201_041119_candle_eager.json";
@@ -49,7 +49,7 @@ fn judge(run: &Path, before: &Path) {
     }
     let Ok(cells) = folder.all_cells(&manifest) else { return };
     let Ok(view) = assess::view(&folder, &manifest, &cells, &manifest.config.tolerances) else { return };
-    let (found, judged) = (findings(&view), gates::judge(&view, &manifest.config.run.fail_on, None));
+    let (found, judged) = (findings(&view), gates::of_run(&view, &manifest.config.run.fail_on, None));
     let details = details::of_run(&folder, &manifest, &view, &found).unwrap_or_else(|_| Details::default());
     let source = Source { run: &view, found: &found, judged: &judged, details: &details };
     for format in report::all() {
@@ -84,7 +84,7 @@ pub(super) fn inputs(folder: &Path) -> Parse {
 pub(super) fn tensors(folder: &Path) -> Parse {
     let (path, model) = (folder.join("named.safetensors"), folder.join("model"));
     models::synthetic::write("llama", "", 0, &model).expect("llama has a synthetic checkpoint");
-    let settings = super::checkpoints::settings(folder);
+    let settings = checkpoints::settings(folder);
     let source = model.to_str().expect("temporary folders have names of letters");
     let checkpoint =
         checkpoint::resolve(source, &settings, &mut |_| ()).expect("a synthetic checkpoint is valid");
@@ -210,8 +210,4 @@ fn read(path: &Path) -> Vec<u8> {
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&read(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-pub(super) fn write(path: &Path, bytes: &[u8]) {
-    fs::write(path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }

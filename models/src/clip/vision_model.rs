@@ -94,7 +94,7 @@ impl VisionModel {
     /// `xs: [images, 1 + patches, hidden_size]` to the normalised state of each image's class token,
     /// `[images, hidden_size]`.
     pub(super) fn pooled(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        let pooled = self.post_layernorm.forward(pass, &first_position(xs)?)?;
+        let pooled = self.post_layernorm.forward(pass, &first_position(pass, xs)?)?;
         one_per_row(pass, &pooled)
     }
 }

@@ -197,11 +197,14 @@ impl Attention {
         };
         let weights =
             pass.step("softmax", scores, softmax)?.reshape((batch, self.num_kv_heads, rows, keys))?;
-        let mixed = weights
-            .matmul(v)?
-            .reshape((batch, self.num_heads, seq, self.head_dim))?
-            .transpose(1, 2)?
-            .reshape((batch, seq, self.num_heads * self.head_dim))?;
+        let mixed = if pass.deviates(Deviation::ValuesTiled) {
+            let order: Vec<u32> = (0..self.num_heads).map(|head| (head % self.num_kv_heads) as u32).collect();
+            let tiled = v.index_select(&Tensor::new(order, v.device())?, 1)?;
+            weights.reshape((batch, self.num_heads, seq, keys))?.matmul(&tiled)?
+        } else {
+            weights.matmul(v)?.reshape((batch, self.num_heads, seq, self.head_dim))?
+        };
+        let mixed = mixed.transpose(1, 2)?.reshape((batch, seq, self.num_heads * self.head_dim))?;
         Ok(mixed.into())
     }
 }

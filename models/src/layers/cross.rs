@@ -1,33 +1,20 @@
 //! Cross-attention: the tokens of a decoder attend to the positions of an encoder.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use half::bf16;
 
 use super::Attention;
 use super::attention::{joined, split_heads};
 use super::mask::lowest_unless;
+use crate::cache::CrossMask;
 use crate::error::{Error, Result};
 use crate::fused::{Float, Host, Slot, Workspace};
 use crate::inputs::PassInputs;
 use crate::kernels::{self, CacheShape, KvCache, QkvLayout, rope_into_cache};
 use crate::pass::Pass;
 use crate::xs::Xs;
-
-/// The mask of cross-attention, computed once per forward pass: each query attends to every position of another sequence
-/// that is not padding (transformers 5.23.0, `masking_utils.py`, `create_bidirectional_mask`).
-#[derive(Clone, Debug)]
-pub(crate) struct CrossMask {
-    /// The bias added to the scores, `[batch, 1, 1, keys]`: 0 for an admitted key, else the dtype's lowest finite value;
-    /// `None` if every key is admitted.
-    bias: Option<Tensor>,
-    /// For each sequence, the range from the first real key to the last.
-    keys: Vec<Range<usize>>,
-    /// `[batch, keys]`, false at padding; `None` if no padding lies inside a range.
-    visible: Option<Vec<bool>>,
-}
 
 impl CrossMask {
     /// The mask over the positions of `other`.

@@ -87,6 +87,8 @@ pub fn limit_f16(xs: Xs) -> Result<Xs> {
 /// # Errors
 /// If the shapes differ.
 pub fn residual(pass: &mut Pass, xs: Xs, h: Xs) -> Result<Xs> {
+    let xs = pass.kept_norm().map_or(xs, Xs::from);
+    let Some(h) = pass.parallel(h)? else { return Ok(xs) };
     let mut sum = add(xs, h)?;
     // An ordinary pass leaves the sum deferred.
     if pass.deviates(Deviation::ResidualBf16) {

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::accumulation;
-use super::norm::{fused, mean_of_squares, root};
+use super::norm::{mean_of_squares, normalised, root};
 use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::{Norm, NormWeights};
@@ -75,15 +75,7 @@ impl LayerNorm {
     /// # Errors
     /// If the last dimension is not a multiple of `heads * size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |pass, xs| match fused(self.fused.as_ref(), &xs) {
-            Some(rows) => rows.map(Xs::from),
-            None if pass.lacks_norm(&self.path) => Ok(xs),
-            None if pass.postpones_norm(&self.path) => {
-                pass.postpone_norm(Box::new(self.eager()));
-                Ok(xs)
-            }
-            None => Ok(self.apply(pass, xs.tensor()?)?.into()),
-        })
+        normalised(pass, &self.path, (self, self.fused.as_ref()), xs, Self::eager)
     }
 
     /// The same norm without its fused form.
@@ -101,7 +93,8 @@ impl LayerNorm {
             centred = centred.broadcast_sub(&mean)?;
         }
         let variance = mean_of_squares(pass, &centred, size)?;
-        let normed = centred.broadcast_mul(&root(pass, &variance, self.eps)?.recip()?)?;
+        let normed =
+            centred.broadcast_mul(&root(pass, &variance, pass.eps_of(&self.path, self.eps))?.recip()?)?;
         let scaled = normed.broadcast_mul(&self.weight)?;
         let out = match &self.bias {
             Some(bias) => scaled.broadcast_add(bias)?,

@@ -74,7 +74,9 @@ fn bias(pass: &Pass, band: Band, admits_all: bool) -> Result<Option<Tensor>> {
         return Ok(None);
     }
     let excludes_itself = pass.deviates(Deviation::MaskExcludesItself);
+    let is_transposed = pass.deviates(Deviation::MaskTransposed);
     let admits = |query: usize, key: usize| {
+        let (query, key) = if is_transposed { (key, query) } else { (query, key) };
         !(excludes_itself && query > 0 && key == query)
             && band.before.is_none_or(|before| key + before >= query)
             && band.after.is_none_or(|after| key <= query + after)

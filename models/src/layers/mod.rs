@@ -84,7 +84,6 @@ pub use activation::Activation;
 pub use alibi::Alibi;
 pub use attention::Attention;
 pub use convolution::Convolution;
-pub(crate) use cross::CrossMask;
 pub use cross::Memory;
 pub use decoder::{DecoderBody, DecoderEnds, FinalNorm};
 pub use elementwise::{

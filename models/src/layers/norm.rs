@@ -70,15 +70,7 @@ impl RmsNorm {
     /// # Errors
     /// If the last dimension is not a multiple of `size`.
     pub fn forward(&self, pass: &mut Pass, xs: &Xs) -> Result<Xs> {
-        pass.module(&self.path, xs.clone(), |pass, xs| match fused(self.fused.as_ref(), &xs) {
-            Some(rows) => rows.map(Xs::from),
-            None if pass.lacks_norm(&self.path) => Ok(xs),
-            None if pass.postpones_norm(&self.path) => {
-                pass.postpone_norm(Box::new(self.eager()));
-                Ok(xs)
-            }
-            None => Ok(self.apply(pass, xs.tensor()?)?.into()),
-        })
+        normalised(pass, &self.path, (self, self.fused.as_ref()), xs, Self::eager)
     }
 
     /// The same norm without its fused form.
@@ -94,7 +86,7 @@ impl RmsNorm {
             wide = wide.broadcast_sub(&(wide.sum_keepdim(D::Minus1)? / size as f64)?)?;
         }
         let variance = mean_of_squares(pass, &wide, size)?;
-        let root = root(pass, &variance, self.eps)?;
+        let root = root(pass, &variance, pass.eps_of(&self.path, self.eps))?;
         let normed = if pass.deviates(Deviation::NormRootBf16) {
             wide.broadcast_div(&pass.coarse(Deviation::NormRootBf16, root)?)?
         } else {
@@ -128,6 +120,30 @@ pub(super) fn root(pass: &Pass, variance: &Tensor, eps: f64) -> Result<Tensor> {
         return Ok((variance.sqrt()? + eps)?);
     }
     Ok((variance + eps)?.sqrt()?)
+}
+
+/// A norm as a module of the forward pass: in its fused form where there is one, else as `eager` makes it, unless the pass leaves it
+/// out or applies it later on purpose.
+pub(super) fn normalised<N: LaterNorm + 'static>(
+    pass: &mut Pass,
+    path: &str,
+    (norm, fused_norm): (&N, Option<&Norm>),
+    xs: &Xs,
+    eager: impl FnOnce(&N) -> N,
+) -> Result<Xs> {
+    pass.module(path, xs.clone(), |pass, xs| match fused(fused_norm, &xs) {
+        Some(rows) => rows.map(Xs::from),
+        None if pass.lacks_norm(path) => Ok(xs),
+        None if pass.postpones_norm(path) => {
+            pass.postpone_norm(Box::new(eager(norm)));
+            Ok(xs)
+        }
+        None => {
+            let normed = norm.normed(pass, xs.tensor()?)?;
+            pass.keep_norm(path, &normed);
+            Ok(normed.into())
+        }
+    })
 }
 
 /// The norm of a value in the fused backend; `None` if the value must be normalised as a tensor.

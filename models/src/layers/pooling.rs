@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::rounded;
+use crate::deviations::Deviation;
 use crate::error::Result;
 use crate::fused::Rows;
 use crate::pass::Pass;
@@ -12,11 +13,16 @@ use crate::xs::{Value, Xs};
 ///
 /// # Errors
 /// If a tensor operation fails.
-pub fn first_position(xs: &Xs) -> Result<Xs> {
+pub fn first_position(pass: &Pass, xs: &Xs) -> Result<Xs> {
     if let Value::Fused(Rows::Gpu(rows)) = xs.value() {
         return Ok(rows.first_position()?.into());
     }
-    Ok(xs.tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?.into())
+    if pass.deviates(Deviation::PooledMean) {
+        return mean_of_real_tokens(pass, xs);
+    }
+    let xs = xs.tensor()?;
+    let position = if pass.deviates(Deviation::PooledLast) { xs.dim(1)? - 1 } else { 0 };
+    Ok(xs.narrow(1, position, 1)?.squeeze(1)?.contiguous()?.into())
 }
 
 /// `xs: [batch, seq, features]` to one position of each sequence, `[batch, features]`.

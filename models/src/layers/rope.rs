@@ -1,18 +1,19 @@
 //! Rotary position embeddings.
 
 mod axes;
+mod eager;
 
 use bounds::config::Refused;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{D, DType, Tensor};
-use half::bf16;
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
 
 use self::axes::Turn;
 use super::{RopeParameters, RopeScaling};
 use crate::cuda::{DevicePass, DeviceRope, DeviceTable};
 use crate::deviations::Deviation;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fused::Workspace;
 use crate::kernels::{Pairing, RopeTable};
 use crate::lock::lock;
@@ -76,6 +77,8 @@ enum RopeTables {
         /// Same shape and dtype as `cos`.
         sin: Tensor,
         interleaved: bool,
+        /// Whether they are laid out for the other pairing, on purpose.
+        is_mislaid: bool,
     },
     /// The table, and the row of each token; `None` means that the rows are the forward pass's positions.
     Host(Arc<RopeTable>, Option<Arc<[u32]>>),
@@ -128,7 +131,11 @@ impl RotaryEmbedding {
         let arithmetic = Arithmetic::of(pass.dtype());
         let len = len_of(pass.positions());
         let tables = if pass.deviates(Deviation::RopeAnglesBf16) {
-            self.coarse_tables(arithmetic, pass.positions(), len)
+            let rounded = |value| bf16::from_f64(value).to_f64();
+            self.coarse_tables(rounded, arithmetic, pass.positions(), len)
+        } else if pass.deviates(Deviation::RopeAnglesF16) {
+            let rounded = |value| f16::from_f64(value).to_f64();
+            self.coarse_tables(rounded, arithmetic, pass.positions(), len)
         } else if pass.deviates(Deviation::RopeFactorsByPosition) {
             let of = |&position: &i64| self.tables(arithmetic, &[position], position + 1);
             let (cos, sin): (Vec<_>, Vec<_>) = pass.positions().iter().map(of).unzip();
@@ -172,7 +179,12 @@ impl RotaryEmbedding {
                 Rotation::Wide => table,
             })
         };
-        Ok(Rope(RopeTables::Eager { cos: table(cos)?, sin: table(sin)?, interleaved: self.interleaved }))
+        Ok(Rope(RopeTables::Eager {
+            cos: table(cos)?,
+            sin: table(sin)?,
+            interleaved: self.interleaved,
+            is_mislaid: pass.deviates(Deviation::RopeTablesMislaid),
+        }))
     }
 
     /// All forward passes share one table of every position so far, so that decoding computes none. If the
@@ -297,9 +309,14 @@ impl RotaryEmbedding {
         self.turned(arithmetic, len, turns)
     }
 
-    /// As [`Self::tables`], with positions, frequencies, their products, cosines and sines rounded to bf16.
-    fn coarse_tables(&self, arithmetic: Arithmetic, positions: &[i64], len: i64) -> (Vec<f64>, Vec<f64>) {
-        let rounded = |value: f64| bf16::from_f64(value).to_f64();
+    /// As [`Self::tables`], with positions, frequencies, their products, cosines and sines rounded by `rounded`.
+    fn coarse_tables(
+        &self,
+        rounded: impl Fn(f64) -> f64 + Copy,
+        arithmetic: Arithmetic,
+        positions: &[i64],
+        len: i64,
+    ) -> (Vec<f64>, Vec<f64>) {
         let (inv_freq, attention_factor) = self.inv_freq(arithmetic, len);
         let inv_freq: Vec<f64> = inv_freq.into_iter().map(rounded).collect();
         let angles = positions.iter().flat_map(|&position| {
@@ -407,34 +424,6 @@ impl RotaryEmbedding {
                 (inv_freq.collect(), *attention_factor)
             }
         }
-    }
-}
-
-impl Rope {
-    /// `xs: [batch, heads, seq, head_dim]`, contiguous, same shape out. Rotates the first `rotary_dim` features of
-    /// each head in the dtype of the tables; each product and sum is rounded as in torch.
-    pub(super) fn apply(&self, xs: &Tensor) -> Result<Tensor> {
-        let RopeTables::Eager { cos, sin, interleaved } = &self.0 else {
-            return Err(Error::Unsupported("rope on a tensor in the fused backend".to_owned()));
-        };
-        let rotary_dim = 2 * cos.dim(D::Minus1)?;
-        let head_dim = xs.dim(D::Minus1)?;
-        let rotate = |xs: &Tensor| {
-            let wide = xs.to_dtype(cos.dtype())?;
-            let turned = if *interleaved {
-                candle_nn::rotary_emb::rope_i(&wide, cos, sin)?
-            } else {
-                candle_nn::rotary_emb::rope(&wide, cos, sin)?
-            };
-            turned.to_dtype(xs.dtype())
-        };
-        if rotary_dim == head_dim {
-            return Ok(rotate(xs)?);
-        }
-        let turned = rotate(&xs.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
-        // Both parts are contiguous, because candle otherwise returns a concatenation with transposed strides.
-        let kept = xs.narrow(D::Minus1, rotary_dim, head_dim - rotary_dim)?.contiguous()?;
-        Ok(Tensor::cat(&[&turned, &kept], D::Minus1)?)
     }
 }
 

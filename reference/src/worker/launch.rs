@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 
-use super::Template;
 use crate::protocol::{REPLY_FD_VARIABLE, REQUEST_FD_VARIABLE};
 use crate::{Environment, embedded};
 
@@ -55,15 +54,8 @@ impl Launch {
         Self::bridge(environment, cache, log, threads, "main")
     }
 
-    /// A process that imports what `environment` has and forks workers; `None` where that cannot be.
-    ///
-    /// # Errors
-    /// When the cache cannot be written.
-    pub fn template(environment: &Environment, cache: &Path, threads: usize) -> io::Result<Option<Template>> {
-        Ok(Template::new(Self::bridge(environment, cache, PathBuf::new(), threads, "fork_workers")?))
-    }
-
-    fn bridge(
+    /// Launches `function` of the bridge's module in `environment`.
+    pub(super) fn bridge(
         environment: &Environment,
         cache: &Path,
         log: PathBuf,

@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use super::launch::{Launch, compiler_caches};
 use super::{Group, SLICE, readable};
+use crate::Environment;
 
 /// Imports of a loaded machine took up to a minute.
 const LIMIT: Duration = Duration::from_mins(5);
@@ -64,11 +65,16 @@ pub(super) enum NoFork {
 }
 
 impl Template {
-    /// A template whose process `launch` starts; `None` on systems that cannot adopt workers, and where a GPU may be.
-    pub(super) fn new(launch: Launch) -> Option<Self> {
+    /// A process that imports what `environment` has and forks workers; `None` on systems that cannot adopt workers, and
+    /// where a GPU may be.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub fn of(environment: &Environment, cache: &Path, threads: usize) -> io::Result<Option<Self>> {
+        let launch = Launch::bridge(environment, cache, PathBuf::new(), threads, "fork_workers")?;
         let has_gpu = GPUS.iter().any(|device| Path::new(device).exists());
         let is_possible = cfg!(target_os = "linux") && !has_gpu;
-        is_possible.then(|| Self { launch, state: Mutex::new(State::NotStarted) })
+        Ok(is_possible.then(|| Self { launch, state: Mutex::new(State::NotStarted) }))
     }
 
     /// Forks a worker that has these ends of its pipes and the log and variables of `launch`.

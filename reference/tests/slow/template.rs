@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reference::protocol::{Attention, Forward, Mode};
-use reference::{Environment, Launch, Worker, WorkerEnd};
+use reference::{Environment, Launch, Template, Worker, WorkerEnd};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::tiny::{self, LIMIT};
@@ -29,7 +29,7 @@ fn a_forked_worker_computes_and_ends_as_one_that_was_started() {
     let folder = case.folder.path();
     let stop = AtomicBool::new(false);
     // Workers are forked on Linux without a GPU.
-    let Some(template) = Launch::template(newest(), &tiny::cache(), 1).unwrap() else { return };
+    let Some(template) = Template::of(newest(), &tiny::cache(), 1).unwrap() else { return };
     let load = case.cell(newest(), Mode::Eager, Attention::Sdpa).load();
     let logits = |worker: &mut Worker, name: &str| {
         let path = folder.join(name);
@@ -78,7 +78,7 @@ fn where_the_libraries_cannot_be_imported_the_worker_says_why() {
     let stop = AtomicBool::new(false);
     // This Python has no packages.
     let bare = Environment { python: "/usr/bin/python3".into(), ..newest().clone() };
-    let Some(template) = Launch::template(&bare, &tiny::cache(), 1).unwrap() else { return };
+    let Some(template) = Template::of(&bare, &tiny::cache(), 1).unwrap() else { return };
     let launch =
         Launch::transformers(&bare, &tiny::cache(), case.folder.path().join("worker.log"), 1).unwrap();
     let mut worker = Worker::fork(&template, &launch, &stop).unwrap();
@@ -90,7 +90,7 @@ fn where_the_libraries_cannot_be_imported_the_worker_says_why() {
 #[test]
 fn a_request_to_stop_does_not_wait_for_imports() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(template) = Launch::template(newest(), &tiny::cache(), 1).unwrap() else { return };
+    let Some(template) = Template::of(newest(), &tiny::cache(), 1).unwrap() else { return };
     let stop = AtomicBool::new(true);
     let error = Worker::fork(&template, &launch(folder.path().join("worker.log")), &stop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Interrupted);

@@ -230,7 +230,7 @@ fn template(environment: &Environment) -> Option<&'static Template> {
     static KNOWN: Mutex<BTreeMap<PathBuf, Option<&'static Template>>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     *known.entry(environment.python.clone()).or_insert_with(|| {
-        let template = Launch::template(environment, &cache(), 1).unwrap();
+        let template = Template::of(environment, &cache(), 1).unwrap();
         template.map(|template| &*Box::leak(Box::new(template)))
     })
 }

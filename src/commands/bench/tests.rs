@@ -102,6 +102,7 @@ fn view(cells: Vec<Cell>) -> RunView {
         axes: None,
         baseline: None,
         verdicts: Vec::new(),
+        caches: Vec::new(),
         accuracies: Vec::new(),
         outputs: Vec::new(),
         embeddings: None,

@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use miette::{IntoDiagnostic, Result};
 
+use super::cluster::{Cluster, is_not_run};
+use super::link::link_results;
 use super::subject::Subject;
 use crate::commands::run::{self, Destination, RunRequest};
-use crate::execute::cell::{Cell, Completed, FailureKind, Outcome};
+use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
 use crate::execute::progress::Progress;
 use crate::hunt::bisect::error::BisectError;
 use crate::hunt::bisect::record::{Pair, Question, Revision, Step};
@@ -38,6 +40,8 @@ pub(super) struct Tester<'a> {
     pub(super) runs: PathBuf,
     /// The phase's first run, which has the good side's results.
     pub(super) first: Option<&'a str>,
+    /// The results of all revisions, if a cluster computed them; then nothing is computed here.
+    pub(super) cluster: Option<&'a Cluster>,
     pub(super) stop: &'a Arc<AtomicBool>,
 }
 
@@ -54,14 +58,17 @@ pub(super) enum Fault {
     Fails(String),
     /// It does not run.
     NotRun(String),
+    /// The cluster returned no result.
+    Lost(String),
 }
 
 impl Fault {
     /// The error shown to the user.
     pub(super) fn error(&self, good: &Revision, question: &Question) -> BisectError {
-        let (Self::Fails(reason) | Self::NotRun(reason)) = self;
+        let (Self::Fails(reason) | Self::NotRun(reason) | Self::Lost(reason)) = self;
         let reason = reason.clone();
         match self {
+            Self::Lost(_) => BisectError::Lost { good: good.name.clone(), reason },
             Self::NotRun(_) if !question.test.is_loads() => {
                 BisectError::EndNotRun { revision: format!("the good side {}", good.name), reason }
             }
@@ -89,6 +96,7 @@ impl Tester<'_> {
             revision: index,
             answer,
             departs: false,
+            not_run: false,
             reason,
             pairs: Vec::new(),
             run: None,
@@ -119,14 +127,16 @@ impl Tester<'_> {
                 rounds = MORE_ROUNDS;
                 continue;
             }
-            let (answer, reason) = match judge.environment_failure(revision) {
-                Some(why) => (Answer::Skipped, why),
+            let untested = judge.untested(revision);
+            let not_run = untested.is_some_and(|failure| failure.kind != FailureKind::Environment);
+            let (answer, reason) = match untested {
+                Some(failure) => (Answer::Skipped, failure.reason.clone()),
                 None => answer(&pairs),
             };
             let departs = previous.map_or(answer == Answer::Bad, |previous| {
                 judge.pairs(previous, revision).iter().any(|pair| pair.is_bad == Some(true))
             });
-            let step = Step { departs, pairs, run: Some(name), ..step(answer, reason) };
+            let step = Step { departs, not_run, pairs, run: Some(name), ..step(answer, reason) };
             return Ok(Some(Tested { step, good: judge.good(good) }));
         }
     }
@@ -135,6 +145,9 @@ impl Tester<'_> {
     fn run(&self, revisions: &[&Revision], times_rounds: usize) -> Result<Option<(String, Vec<CaseView>)>> {
         let mut config = self.subject.config(self.question, revisions);
         config.run.rounds *= times_rounds;
+        if let Some(cluster) = self.cluster {
+            return cluster.step(&self.runs, config, revisions).map(Some);
+        }
         let plan = Plan::new(&config, machine::auto_device())?;
         let text = toml::to_string(&config).into_diagnostic()?;
         let quiet = Progress::new(true).without_results();
@@ -171,32 +184,9 @@ impl Tester<'_> {
         let folder =
             RunFolder::create(&self.runs, &jiff::Timestamp::now().strftime("%Y%m%d_%H%M%S").to_string())?;
         folder.write_manifest(&manifest)?;
-        for case in &manifest.cases {
-            let (from, to) =
-                (known.case_folder(&manifest, &case.name), folder.case_folder(&manifest, &case.name));
-            for part in ["", &good.name] {
-                copy_files(&from.join(part), &to.join(part)).into_diagnostic()?;
-            }
-        }
+        link_results((&known, &manifest), (&folder, &manifest), &[&good.name])?;
         Ok(Destination::Resume(folder))
     }
-}
-
-/// Hard-links the inputs and results in `from` into `to`, or copies them if linking fails. A run replaces
-/// these files instead of modifying them, so the originals stay unchanged; `worker.log`, which a run appends
-/// to, is left out.
-fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
-        let text = name.to_string_lossy();
-        let is_wanted = ["inputs", "logits_", "timing_"].iter().any(|prefix| text.starts_with(prefix));
-        if is_wanted && path.is_file() {
-            let target = to.join(&name);
-            std::fs::hard_link(&path, &target).or_else(|_| std::fs::copy(&path, &target).map(drop))?;
-        }
-    }
-    Ok(())
 }
 
 /// The answer for a revision, and the reason. A failing pair takes precedence over one that could not be
@@ -246,6 +236,11 @@ impl RevisionJudge<'_> {
         let cells = || {
             self.cases.iter().flat_map(|case| &case.cells).filter(|cell| cell.variant.version == good.name)
         };
+        if let Some(failure) = self.untested(good) {
+            let reason = failure.reason.clone();
+            let is_installed = failure.kind != FailureKind::Environment;
+            return Err(if is_installed { Fault::Lost(reason) } else { Fault::NotRun(reason) });
+        }
         if !cells().any(|cell| matches!(cell.outcome, Outcome::Completed(_))) {
             let reason = cells().next().map_or_else(String::new, |cell| cell.outcome.reason());
             return Err(Fault::NotRun(reason));
@@ -254,17 +249,18 @@ impl RevisionJudge<'_> {
         failed.map_or(Ok(()), |pair| Err(Fault::Fails(format!("{}: {}", pair.variant, pair.evidence))))
     }
 
-    /// Why a revision could not be installed; such a failure does not count as bad.
-    fn environment_failure(&self, revision: &Revision) -> Option<String> {
-        let mut cells = self.cases.iter().flat_map(|case| &case.cells);
-        cells.find_map(|cell| match &cell.outcome {
-            Outcome::Failed(failure)
-                if failure.kind == FailureKind::Environment && cell.variant.version == revision.name =>
-            {
-                Some(failure.reason.clone())
-            }
+    /// Why a revision could not be tested: it could not be installed, or the cluster returned no result. Neither counts as bad.
+    fn untested(&self, revision: &Revision) -> Option<&Failure> {
+        let cells = self.cases.iter().flat_map(|case| &case.cells);
+        let own = cells.filter(|cell| cell.variant.version == revision.name);
+        own.filter_map(|cell| match &cell.outcome {
+            Outcome::Failed(failure) => Some((cell, failure)),
             _ => None,
         })
+        .find(|(cell, failure)| {
+            failure.kind == FailureKind::Environment || (self.question.is_on_cluster() && is_not_run(cell))
+        })
+        .map(|(_, failure)| failure)
     }
 
     /// Whether the cell is an oracle that is not itself a variant: it is not timed.

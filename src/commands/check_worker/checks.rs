@@ -74,7 +74,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Checks that logits are those of one pass up to rounding in f32.
+    /// Checks that logits are those of one full-sequence forward pass up to rounding in f32.
     fn same(&mut self, name: &str, forward: &Forward) -> Result<String, Problem> {
         let whole = self.logits("whole.safetensors", Forward::new(PathBuf::new()))?;
         let other = self.logits(name, forward.clone())?;

@@ -22,8 +22,15 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
     let [run, case, name_a, name_b] = [&pair.run, &pair.case.name, &a.name, &b.name].map(|word| quoted(word));
     let localize = [a, b]
         .into_iter()
-        .all(sees_modules)
+        .all(|cell| cell.variant.runner.may_show_modules())
         .then(|| format!("tfcheck localize --run {run} --case {case} {name_a} {name_b}"));
+    let is_program = |cell: &Cell| cell.variant.runner == Runner::Command;
+    let shown = match [a, b].map(is_program) {
+        [true, true] => ", if both show their modules".to_owned(),
+        [true, false] => format!(", if {name_a} shows its modules"),
+        [false, true] => format!(", if {name_b} shows its modules"),
+        [false, false] => String::new(),
+    };
     let mut steps: Vec<String> = Vec::new();
     match decision(pair).map(|verdict| &verdict.decision) {
         Some(Decision::Identical) => steps.push("nothing to do: the logits are identical".into()),
@@ -31,10 +38,10 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
             steps.push("nothing to fix: the difference is rounding".into());
         }
         Some(Decision::WorseRounding { worse }) => {
-            let shown = localize.map_or_else(String::new, |command| {
-                format!("; `{command}` shows where its error grows, module by module")
+            let place = localize.map_or_else(String::new, |command| {
+                format!("; `{command}` shows where its error grows, module by module{shown}")
             });
-            steps.push(format!("check what {worse} accumulates or stores in a lower precision{shown}"));
+            steps.push(format!("check what {worse} accumulates or stores in a lower precision{place}"));
         }
         Some(Decision::Diverged) => {
             if !has_oracle {
@@ -42,7 +49,9 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
                     "run it with `oracle = true` under [run]: float64 tells which side is wrong".into(),
                 );
             }
-            if let Some(command) = localize.filter(|_| pair.view.localized.is_empty()) {
+            // The run has tried to localise what diverges: a program that shows its modules has a result already.
+            let may_find = pair.view.localized.is_empty() && ![a, b].into_iter().any(is_program);
+            if let Some(command) = localize.filter(|_| may_find) {
                 steps.push(format!(
                     "`{command}` finds the first module whose input agrees and whose output differs"
                 ));
@@ -82,14 +91,9 @@ pub(super) fn steps(pair: &Pair<'_>) -> String {
     text
 }
 
-/// Whether the runner shows its modules, and loads any checkpoint folder.
-fn sees_modules(cell: &Cell) -> bool {
-    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
-}
-
 /// The side that `tfcheck diagnose` can make commit mistakes, then the other one; `None` if neither can.
 fn trusted_first([a, b]: [&Cell; 2]) -> Option<[&Cell; 2]> {
-    match [a, b].map(sees_modules) {
+    match [a, b].map(|cell| cell.variant.runner.loads_any_folder()) {
         [true, _] => Some([a, b]),
         [false, true] => Some([b, a]),
         [false, false] => None,

@@ -123,8 +123,8 @@ fn positions(text: &mut String, pair: &Pair<'_>, metrics: &PairMetrics) {
             ),
         );
     }
-    let departing = metrics.per_position.iter().find(|position| position.l2 > 0.0 || position.l2.is_nan());
-    if let Some(first) = departing {
+    let differing = metrics.per_position.iter().find(|position| position.l2 > 0.0 || position.l2.is_nan());
+    if let Some(first) = differing {
         let at = pair.view.matrix.positions[first.position as usize];
         let (row, position) = (at.row, at.position);
         line(

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use miette::Result;
+use models::Task;
 use models::synthetic::catalogue;
 use reference::protocol::{Dtype, Mode};
 use serde::Serialize;
@@ -112,8 +113,8 @@ pub(super) fn plan(config: &Config, device: &str) -> Result<Plan> {
 fn is_classifier(source: &CheckpointSource) -> bool {
     let CheckpointSource::Synthetic { model_type, variant } = source else { return false };
     models::synthetic::config(model_type, variant.as_deref().unwrap_or_default()).is_ok_and(|config| {
-        let architecture = config["architectures"][0].as_str().unwrap_or_default();
-        architecture.ends_with("ForSequenceClassification")
+        let class = config["architectures"][0].as_str();
+        class.and_then(Task::of_class) == Some(Task::SequenceClassification)
     })
 }
 
@@ -191,7 +192,7 @@ fn row(case: &CaseView, index: usize) -> ArchitectureRow {
             let is_cut = failure.kind == crate::execute::cell::FailureKind::Interrupted;
             (if is_cut { "not run" } else { "failed" }.to_owned(), cell.outcome.reason())
         }
-        Outcome::Completed(_) => judged(case, index, reference.filter(|_| oracle.is_some())),
+        Outcome::Completed(_) => verdict(case, index, reference.filter(|_| oracle.is_some())),
     };
     let module = case.localized.iter().find(|found| [&found.a, &found.b].contains(&&cell.name));
     ArchitectureRow {
@@ -206,12 +207,12 @@ fn row(case: &CaseView, index: usize) -> ArchitectureRow {
     }
 }
 
-fn judged(case: &CaseView, index: usize, reference: Option<usize>) -> (String, String) {
+fn verdict(case: &CaseView, index: usize, reference: Option<usize>) -> (String, String) {
     let Some(reference) = reference else {
         return ("not run".to_owned(), "the CPU produced no reference".to_owned());
     };
     let Some(verdict) = case.verdict(&case.cells[index].name, &case.cells[reference].name) else {
-        return ("not run".to_owned(), "the pair was not judged".to_owned());
+        return ("not run".to_owned(), "the pair has no verdict".to_owned());
     };
     (verdict.decision.word().to_owned(), verdict.evidence.clone())
 }

@@ -56,7 +56,7 @@ pub(super) fn run(gpu: &Arc<dyn Gpu>, say: &mut dyn FnMut(KernelCheck) -> bool) 
     for (name, case) in cases() {
         for dtype in Dtype::ALL {
             let bench = Bench { gpu: Arc::clone(gpu), dtype };
-            if !say(judge(name, dtype, case(&bench))) {
+            if !say(checked(name, dtype, case(&bench))) {
                 return;
             }
         }
@@ -82,7 +82,7 @@ fn limit(dtype: Dtype) -> f64 {
 /// square.
 const ONE: f64 = 8.0;
 
-fn judge(name: &str, dtype: Dtype, outcome: Outcome) -> KernelCheck {
+fn checked(name: &str, dtype: Dtype, outcome: Outcome) -> KernelCheck {
     let limit = limit(dtype);
     let check = |error: f64, failure: Option<String>| KernelCheck {
         name: name.to_owned(),
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_check_sees_a_wrong_element_a_wrong_scale_and_a_failure() {
         let want = numbers(1, 4096, 1.0);
-        let of = |got: Vec<f64>| judge("test", Dtype::Bf16, Ok((got, want.clone())));
+        let of = |got: Vec<f64>| checked("test", Dtype::Bf16, Ok((got, want.clone())));
         assert!(of(want.clone()).passed);
         assert!(of(want.iter().map(|&value| round(Dtype::Bf16, value)).collect()).passed, "one rounding");
         let mut one = want.clone();
@@ -199,7 +199,7 @@ mod tests {
         assert!(!of(want.iter().map(|value| value * 1.01).collect()).passed);
         assert!(!of(vec![f64::NAN; 4096]).passed);
         assert!(!of(want[1..].to_vec()).passed);
-        assert!(!judge("test", Dtype::F32, Err(Error::Gpu("no".to_owned()))).passed);
+        assert!(!checked("test", Dtype::F32, Err(Error::Gpu("no".to_owned()))).passed);
     }
 
     /// All cases on the emulated GPU.

@@ -16,7 +16,7 @@ use crate::judge::view::RunView;
 use crate::results::RunFolder;
 use crate::spec::machine::Machine;
 use crate::spec::plan::CellPlan;
-use crate::spec::variant::{Runner, Variant};
+use crate::spec::variant::{Runner, Variant, Way};
 use compare::verdict::Decision;
 
 /// A pair to diagnose.
@@ -45,7 +45,7 @@ pub fn diagnose(
 ) -> Result<Vec<Diagnosed>> {
     let mut plan = request.plan.clone();
     let names = [wanted.trusted, wanted.suspect];
-    check_names(request, wanted.case, names)?;
+    check_names(request, wanted.case, names.map(|name| (name, Way::Cached)))?;
     plan.cells.retain(|cell| {
         let case = &plan.cases[cell.case];
         names.contains(&cell.variant.name().as_str())
@@ -80,7 +80,7 @@ pub fn diagnose(
                 "{name}: a diagnosis needs inputs of tokens alone"
             );
         }
-        if !loads_any_folder(trusted) {
+        if !trusted.variant.runner.loads_any_folder() {
             miette::bail!(
                 help = "name a transformers version or a native model first",
                 "`{}` cannot be made to commit mistakes",
@@ -192,7 +192,7 @@ impl EndOfRun<'_> {
                     trusted.variant.runner == Runner::Candle && trusted.variant.mode == Mode::Eager;
                 let dtype = suspect.variant.dtype;
                 let is_narrow = [Dtype::Bf16, Dtype::F16].contains(&dtype) && trusted.variant.dtype == dtype;
-                if !is_native || !is_narrow || loads_any_folder(suspect) {
+                if !is_native || !is_narrow || suspect.variant.runner.loads_any_folder() {
                     continue;
                 }
                 let key = (plan.cases[index].checkpoint, worse.clone());
@@ -227,7 +227,7 @@ impl EndOfRun<'_> {
             };
             let trusted = cells(&first.members)
                 .into_iter()
-                .filter(|cell| loads_any_folder(cell))
+                .filter(|cell| cell.variant.runner.loads_any_folder())
                 .min_by_key(|cell| ease(cell));
             for (group, letter) in others.iter().zip(groups.letters.iter().skip(1)) {
                 let suspect = cells(&group.members).into_iter().min_by_key(|cell| ease(cell));
@@ -283,11 +283,6 @@ fn of_other_cases<'a>(
 /// `A / B`, the two variants of a pair.
 fn names([trusted, suspect]: [&CellPlan; 2]) -> String {
     format!("{} / {}", trusted.variant.name(), suspect.variant.name())
-}
-
-/// Whether the runner loads any checkpoint folder, so that it can be made to commit mistakes.
-fn loads_any_folder(cell: &CellPlan) -> bool {
-    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle)
 }
 
 /// Whether two cells are the same variant in two dtypes.
@@ -361,7 +356,7 @@ impl Pair<'_> {
                 .map_err(|ended| DiagnoseError::ended(&cell.variant.name(), self.logs, ended))?;
             let inputs = self.logs.join("inputs.safetensors");
             let load = load(self.request, self.prepared, &inputs, self.runners, cell);
-            let computes_f64 = cell.variant.mode == Mode::Eager && loads_any_folder(cell);
+            let computes_f64 = cell.variant.mode == Mode::Eager && cell.variant.runner.loads_any_folder();
             let is_native = computes_f64 && cell.variant.runner == Runner::Candle;
             Ok::<_, DiagnoseError>(Side { name: cell.variant.name(), runner, load, computes_f64, is_native })
         };

@@ -10,14 +10,13 @@ use reference::protocol::{Attention, Mode};
 
 use super::{PreparedCase, RunRequest, Runners, load, prepare};
 use crate::hunt::localize::{self, Finding, LocalizeError, Localized, Options, Request, Side};
-use crate::judge::assess::ONE_PASS;
 use crate::judge::findings::case_groups;
 use crate::judge::view::{CaseView, RunView};
 use crate::results::{Manifest, RunFolder};
 use crate::spec::machine::Machine;
 use crate::spec::nearest::nearest;
 use crate::spec::plan::{CasePlan, CellPlan};
-use crate::spec::variant::{Runner, Variant};
+use crate::spec::variant::{Runner, Variant, Way};
 use compare::groups::Group;
 use compare::verdict::Decision;
 
@@ -57,9 +56,10 @@ pub struct Wanted<'a> {
 pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder>) -> Result<Vec<Localized>> {
     let mut plan = request.plan.clone();
     let plan_cases = &request.plan.cases;
-    check_names(request, wanted.case, wanted.variants)?;
-    check_one_pass(request, wanted)?;
-    let names = wanted.variants.map(variant_of);
+    let sides = wanted.variants.map(Way::parse);
+    check_names(request, wanted.case, sides)?;
+    check_one_pass(request, wanted.case, sides)?;
+    let names = sides.map(|(name, _)| name);
     // A variant compared with its own full-sequence forward pass: only in cases that use a cache.
     let is_cached = names[0] == names[1];
     plan.cells.retain(|cell| {
@@ -97,7 +97,7 @@ pub fn localize(request: &RunRequest, wanted: &Wanted, folder: Option<&RunFolder
             logs: &scratch,
             files: &files,
         };
-        let [first, second] = sides([a, b]);
+        let [first, second] = names_of([a, b]);
         request.progress.line(&format!("{name}: localising {first} / {second}"));
         found.push(pair.localize([a, b], wanted.options)?);
     }
@@ -119,7 +119,7 @@ pub(super) fn renewed<T: Clone>(
 }
 
 /// Checks that the plan has this case and these two variants.
-pub(super) fn check_names(request: &RunRequest, case: Option<&str>, pair: [&str; 2]) -> Result<()> {
+pub(super) fn check_names(request: &RunRequest, case: Option<&str>, pair: [(&str, Way); 2]) -> Result<()> {
     let unknown = |what: &str, name: &str, mut known: Vec<String>| {
         known.dedup();
         let names: Vec<&str> = known.iter().map(String::as_str).collect();
@@ -136,30 +136,30 @@ pub(super) fn check_names(request: &RunRequest, case: Option<&str>, pair: [&str;
     }
     let mut variants: Vec<String> = request.plan.cells.iter().map(|cell| cell.variant.name()).collect();
     variants.sort_unstable();
-    for name in pair.map(variant_of) {
+    for (name, _) in pair {
         if !variants.iter().any(|known| known == name) {
             return Err(unknown("variant", name, variants));
         }
     }
     if pair[0] == pair[1] {
-        miette::bail!(help = "name two variants", "`{}` is the same on both sides", pair[0]);
+        let (name, way) = pair[0];
+        miette::bail!(help = "name two variants", "`{}` is the same on both sides", way.name(name));
     }
     Ok(())
 }
 
 /// Checks that a full-sequence pass is compared with the cached result of the same variant.
-fn check_one_pass(request: &RunRequest, wanted: &Wanted) -> Result<()> {
-    if !wanted.variants.iter().any(|name| name.ends_with(ONE_PASS)) {
+fn check_one_pass(request: &RunRequest, case: Option<&str>, [a, b]: [(&str, Way); 2]) -> Result<()> {
+    if [a.1, b.1] == [Way::Cached; 2] {
         return Ok(());
     }
-    let [a, b] = wanted.variants.map(variant_of);
-    if a != b {
+    if a.0 != b.0 {
         miette::bail!(
-            help = format!("name `{a}` and `{a}{ONE_PASS}`"),
+            help = format!("name `{}` and `{}`", a.0, Way::Full.name(a.0)),
             "a cached result can be localised only against the full-sequence pass of the same variant"
         );
     }
-    let is_wanted = |case: &&CasePlan| wanted.case.is_none_or(|name| name == case.name);
+    let is_wanted = |planned: &&CasePlan| case.is_none_or(|name| name == planned.name);
     if !request.plan.cases.iter().filter(is_wanted).any(|case| case.inputs.prefill().is_some()) {
         miette::bail!(
             help =
@@ -170,16 +170,12 @@ fn check_one_pass(request: &RunRequest, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// The variant's name without the suffix of its full-sequence forward pass.
-fn variant_of(name: &str) -> &str {
-    name.strip_suffix(ONE_PASS).unwrap_or(name)
-}
-
 /// Names of the two sides. If both are the same cell, the first is its full-sequence forward pass and the
 /// second its cached run.
-fn sides([a, b]: [&CellPlan; 2]) -> [String; 2] {
+fn names_of([a, b]: [&CellPlan; 2]) -> [String; 2] {
     let (first, second) = (a.variant.name(), b.variant.name());
-    [if first == second { format!("{first}{ONE_PASS}") } else { first }, second]
+    let way = if first == second { Way::Full } else { Way::Cached };
+    [way.name(&first), second]
 }
 
 /// Checks that the checkpoint and inputs are the ones that the run's numbers come from.
@@ -229,13 +225,17 @@ struct Tried {
 
 impl EndOfRun<'_> {
     /// Localises diverging pairs; a failure becomes a note. If a result shows that a pair does not diverge,
-    /// `judge` re-evaluates the verdicts.
-    pub(super) fn localize(&self, mut view: RunView, judge: impl Fn() -> Result<RunView>) -> Result<RunView> {
+    /// `assess` re-evaluates the verdicts.
+    pub(super) fn localize(
+        &self,
+        mut view: RunView,
+        assess: impl Fn() -> Result<RunView>,
+    ) -> Result<RunView> {
         let mut tried = Tried::default();
         for stage in [Stage::InOnePass, Stage::BesideOnePass, Stage::ThroughCaches] {
             while self.localize_stage(stage, &mut view, &mut tried)? {
                 let notes = view.notes;
-                view = judge()?;
+                view = assess()?;
                 view.notes = notes;
             }
         }
@@ -264,7 +264,7 @@ impl EndOfRun<'_> {
                 files: &files,
             };
             for cells in pairs {
-                let names = sides(cells);
+                let names = names_of(cells);
                 let [a, b] = &names;
                 self.request.progress.line(&format!("{}: localising {a} / {b}", case.name));
                 match pair.localize(cells, &Options::default()) {
@@ -301,11 +301,12 @@ impl EndOfRun<'_> {
         let cells: Vec<&CellPlan> =
             self.request.plan.cells.iter().filter(|cell| cell.case == index).collect();
         let cell = |name: &str| cells.iter().find(|cell| cell.variant.name() == name).copied();
-        let diverged = case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged);
-        let own = diverged.filter(|verdict| verdict.a.ends_with(ONE_PASS) || verdict.b.ends_with(ONE_PASS));
+        let own = case.cache_verdicts().filter(|(_, verdict)| verdict.decision == Decision::Diverged);
         let mut pairs: Vec<[&CellPlan; 2]> =
-            own.filter_map(|verdict| cell(variant_of(&verdict.a))).map(|cell| [cell, cell]).collect();
-        pairs.retain(|pair| sees_modules(pair[0]) && !tried.pairs.contains(&(index, sides(*pair))));
+            own.filter_map(|(own, _)| cell(&case.cells[own].name)).map(|cell| [cell, cell]).collect();
+        pairs.retain(|pair| {
+            pair[0].variant.runner.may_show_modules() && !tried.pairs.contains(&(index, names_of(*pair)))
+        });
 
         let groups = case_groups(case).groups.groups;
         let planned = |group: &Group| -> Vec<&CellPlan> {
@@ -313,7 +314,7 @@ impl EndOfRun<'_> {
         };
         let Some((first, others)) = groups.split_first() else { return pairs };
         let state = |pair: [&CellPlan; 2]| {
-            let names = sides(pair);
+            let names = names_of(pair);
             let is_it = |found: &&Localized| names == [found.a.as_str(), found.b.as_str()];
             match case.localized.iter().find(is_it) {
                 Some(found) if found.is_divergence() => Tries::Localised,
@@ -344,7 +345,8 @@ fn representatives<'a>(
     let mut pairs: Vec<[&CellPlan; 2]> = Vec::new();
     for &a in first {
         // Two dtypes of one variant run the same modules.
-        let fitting = group.iter().filter(|b| sees_modules(a) && sees_modules(b) && kind(a) != kind(b));
+        let shows = |cell: &CellPlan| cell.variant.runner.may_show_modules();
+        let fitting = group.iter().filter(|b| shows(a) && shows(b) && kind(a) != kind(b));
         pairs.extend(fitting.map(|&b| [a, b]));
     }
     let plain = |cell: &CellPlan| {
@@ -360,11 +362,6 @@ fn representatives<'a>(
         return None;
     }
     pairs.into_iter().find(|pair| state(*pair) == Tries::Open)
-}
-
-/// Whether the runner may capture a cell's modules: a program may offer it, candle-transformers' ports do not.
-fn sees_modules(cell: &CellPlan) -> bool {
-    matches!(cell.variant.runner, Runner::Transformers | Runner::Candle | Runner::Command)
 }
 
 fn is_program(cell: &CellPlan) -> bool {
@@ -399,7 +396,7 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     fn localize(&self, cells: [&CellPlan; 2], options: &Options) -> Result<Localized, LocalizeError> {
-        let names = sides(cells);
+        let names = names_of(cells);
         let prefill = self.request.plan.cases[cells[0].case].inputs.prefill();
         let is_one_pass = |index: usize| index == 0 && cells[0].variant == cells[1].variant;
         let side = |index: usize| {

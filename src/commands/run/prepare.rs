@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 use reference::protocol::{Dtype, Prepare};
 use reference::{Environment, Python, Source, Specification};
 
+use super::watch::Watch;
 use super::{RunRequest, processed};
 use crate::results::environment::{AutoDevice, CheckpointRecord, EnvironmentRecord, PythonEnvironment};
 use crate::results::{AnswerToken, Axes, Case, Manifest, SCHEMA_VERSION};
@@ -96,38 +95,6 @@ pub(super) fn prepare(request: &RunRequest) -> Result<Preparation> {
 /// Nothing is computed yet that would have to be kept: a request to stop ends tfcheck within two seconds. Most waits heed it
 /// themselves before that, and leave nothing behind.
 const PREPARING: Duration = Duration::from_millis(1200);
-
-/// While this exists, a request to stop ends tfcheck after this time, whatever it waits for or computes.
-pub(super) struct Watch(Arc<AtomicBool>);
-
-impl Watch {
-    /// `what` is the last line on standard error.
-    pub(super) fn over(stop: &Arc<AtomicBool>, after: Duration, what: String) -> Self {
-        let (stop, ended) = (Arc::clone(stop), Arc::new(AtomicBool::new(false)));
-        let watched = Arc::clone(&ended);
-        std::thread::spawn(move || {
-            let mut asked: Option<Instant> = None;
-            while !watched.load(Ordering::Relaxed) {
-                if stop.load(Ordering::Relaxed) {
-                    asked.get_or_insert_with(Instant::now);
-                }
-                if asked.is_some_and(|asked| asked.elapsed() > after) {
-                    reference::end_all();
-                    let _ = writeln!(std::io::stderr(), "{what}");
-                    std::process::exit(130);
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Self(ended)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 fn cases(request: &RunRequest, environments: &[EnvironmentResult]) -> Result<Vec<PreparedCase>> {
     let plans = &request.plan.cases;

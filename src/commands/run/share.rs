@@ -160,7 +160,8 @@ fn frozen(request: &RunRequest, prepared: &Preparation, history: Option<(History
         needs: estimates.of(group),
     };
     let is_timed = |cell: &CellPlan| is_timed(request.config, cell) && request.config.run.rounds > 0;
-    let units = groups(&prepared.plan, is_timed).iter().map(unit).collect();
+    let unit_of = request.config.engine.unit;
+    let units = groups(&prepared.plan, unit_of, is_timed).iter().map(unit).collect();
     Frozen::new(run, environments, units)
 }
 

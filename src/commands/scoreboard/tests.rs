@@ -126,7 +126,7 @@ fn cells(folder: &Path, wanted: &[(Runner, Dtype, f64)]) -> (Vec<Cell>, Vec<Entr
 }
 
 #[test]
-fn a_departing_port_stands_out_and_a_missing_one_keeps_its_reason() {
+fn a_diverging_port_stands_out_and_a_missing_one_keeps_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let (mut cells, mut entries) = cells(
@@ -166,6 +166,7 @@ fn view(cells: Vec<Cell>, entries: &[Entry]) -> RunView {
             axes: None,
             baseline: None,
             verdicts: verdicts(&matrix, &oracles, &Tolerances::default()),
+            caches: Vec::new(),
             accuracies: accuracies(&matrix, &oracles),
             outputs: Vec::new(),
             embeddings: None,

@@ -23,6 +23,8 @@ pub(super) struct Scripts<'a> {
     /// tfcheck itself.
     pub(super) program: &'a Path,
     pub(super) engine: &'a Engine,
+    /// Whether the last job merges the units; otherwise it only writes why units have no result.
+    pub(super) is_reported: bool,
 }
 
 /// Units that are submitted as one array, because they need the same of a node.
@@ -148,11 +150,13 @@ impl Scripts<'_> {
         words
     }
 
-    /// Arguments of `sbatch` for the merge, which starts when all arrays have ended.
-    pub(super) fn merge_arguments(&self, after: &str) -> Vec<String> {
+    /// Arguments of `sbatch` for the merge, which starts when the arrays with these ids have ended.
+    pub(super) fn merge_arguments(&self, arrays: &[String]) -> Vec<String> {
         let mut words = self.common("merge");
         words.push("--ntasks=1".to_owned());
-        words.push(format!("--dependency={after}"));
+        if !arrays.is_empty() {
+            words.push(format!("--dependency=afterany:{}", arrays.join(":")));
+        }
         words.push(format!("--output={}", self.folder.join("logs/merge.out").display()));
         words.push(self.folder.join("merge.sh").display().to_string());
         words
@@ -164,8 +168,8 @@ impl Scripts<'_> {
     }
 
     /// The command that submits the merge.
-    pub(super) fn merge_line(&self, after: &str) -> String {
-        line(&self.merge_arguments(after))
+    pub(super) fn merge_line(&self, arrays: &[String]) -> String {
+        line(&self.merge_arguments(arrays))
     }
 
     /// The script of a task. A unit that was begun, as on a node that failed, is resumed.
@@ -183,8 +187,14 @@ if [ -n "$run" ]; then
 else
     set -- --plan {folder}/plan.json --unit "$unit" --results "$folder"
 fi
-srun --ntasks=1 --cpu-bind=cores {program} run "$@" --quiet
-code=$?
+# Where the controller is busy, srun may end before tfcheck has begun; such a step is started again.
+for attempt in 1 2 3; do
+    rm -f "$folder/begun"
+    srun --ntasks=1 --cpu-bind=cores sh -c ': >"$0"; exec "$@"' "$folder/begun" {program} run "$@" --quiet
+    code=$?
+    [ -e "$folder/begun" ] && break
+    sleep 5
+done
 # A gate that fails is a result: only the merged run is judged.
 [ "$code" = 1 ] && code=0
 exit "$code"
@@ -197,9 +207,12 @@ exit "$code"
 
     /// The script of the merge. A unit without a result is reported with the state of its task.
     fn merge(&self) -> String {
+        let [program, results] = [self.program, self.results].map(|path| quoted(&path.display().to_string()));
+        let options = "--plan plan.json --reasons reasons.tsv";
+        let merge = format!("{program} merge {options} --results {results} units/* >merge.out 2>merge.log");
         format!(
             r#"#!/bin/bash
-# Merges the units that there are.
+# Writes why units have no result, and merges those that there are where that is wanted.
 set -u
 {variables}cd {folder} || exit 2
 cut -f 1 tasks.tsv | cut -d _ -f 1 | sort -u | paste -sd , >ids.txt
@@ -212,15 +225,14 @@ while IFS=$'\t' read -r task number name; do
     fi
     printf '%s\tits job %s ended without a result: %s\n' "$name" "$task" "${{state:-unknown}}" >>reasons.tsv
 done <tasks.tsv
-{program} merge --plan plan.json --reasons reasons.tsv --results {results} units/* >merge.out 2>merge.log
+{merge}
 code=$?
 echo "$code" >merge.code.new && mv merge.code.new merge.code
 exit "$code"
 "#,
             variables = self.variables(),
             folder = quoted(&self.folder.display().to_string()),
-            program = quoted(&self.program.display().to_string()),
-            results = quoted(&self.results.display().to_string()),
+            merge = if self.is_reported { merge.as_str() } else { "true" },
         )
     }
 

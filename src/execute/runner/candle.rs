@@ -16,5 +16,5 @@ pub fn runner(threads: usize, pythons: &[PathBuf], cache: &Path) -> io::Result<P
     for python in pythons {
         command.extend(["--python".into(), python.into()]);
     }
-    Ok(ProcessRunner { command, folder: None, threads, reusable: true, templates: None })
+    Ok(ProcessRunner { command, folder: None, threads, reusable: true, templates: None, keeps_memory: true })
 }

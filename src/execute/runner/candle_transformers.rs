@@ -11,5 +11,5 @@ use super::ProcessRunner;
 pub fn runner(threads: usize) -> io::Result<ProcessRunner> {
     let program = std::env::current_exe()?;
     let command = vec![program.into(), "worker".into(), "--upstream".into()];
-    Ok(ProcessRunner { command, folder: None, threads, reusable: true, templates: None })
+    Ok(ProcessRunner { command, folder: None, threads, reusable: true, templates: None, keeps_memory: true })
 }

@@ -13,5 +13,6 @@ pub fn runner(program: &[String], folder: &Path, threads: usize) -> ProcessRunne
         threads,
         reusable: false,
         templates: None,
+        keeps_memory: false,
     }
 }

@@ -22,5 +22,12 @@ pub fn runner(
 ) -> io::Result<ProcessRunner> {
     let launch = Launch::transformers(environment, cache, PathBuf::new(), threads)?;
     let templates = if forks { Templates::new(environment, cache, threads)?.map(Arc::new) } else { None };
-    Ok(ProcessRunner { command: launch.command, folder: launch.folder, threads, reusable: true, templates })
+    Ok(ProcessRunner {
+        command: launch.command,
+        folder: launch.folder,
+        threads,
+        reusable: true,
+        templates,
+        keeps_memory: false,
+    })
 }

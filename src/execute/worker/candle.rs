@@ -284,7 +284,7 @@ impl CandleEngine {
         steps(prefill, chunks, ids.dim(1).map_err(tensor_failure)?)
     }
 
-    /// All outputs of one pass, finished on the device.
+    /// All outputs of one forward pass, finished on the device.
     fn outputs(&mut self) -> Result<Outputs, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let mut outputs = loaded.outputs(inputs).map_err(model_failure)?;
@@ -298,7 +298,7 @@ impl CandleEngine {
         Ok((main, outputs, described))
     }
 
-    /// One pass, finished on the device.
+    /// One forward pass, finished on the device.
     fn logits(&mut self) -> Result<Tensor, Failed> {
         let (loaded, inputs, place) = self.loaded.as_mut().ok_or_else(not_loaded)?;
         let logits = loaded.forward(inputs).map_err(model_failure)?;

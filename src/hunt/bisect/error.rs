@@ -43,6 +43,15 @@ pub enum BisectError {
         /// Why.
         reason: String,
     },
+    /// A cluster returned no result of the good side.
+    #[error("the cluster returned no result of the good side {good}: {reason}")]
+    #[diagnostic(help("complete the bisection with --resume, which submits its units again"))]
+    Lost {
+        /// The revision.
+        good: String,
+        /// What became of its job.
+        reason: String,
+    },
     /// The release is not on the package index.
     #[error("the package index has no transformers release {version}{}", .nearest.as_ref().map(|n| format!("; the nearest is {n}")).unwrap_or_default())]
     #[diagnostic(help("{hint}"))]

@@ -45,6 +45,51 @@ pub struct Question {
     pub repository: Option<String>,
     /// The native port whose revisions are searched, instead of transformers.
     pub port: Option<PortQuestion>,
+    /// Where the revisions are computed.
+    #[serde(default)]
+    pub place: Place,
+}
+
+/// Where the revisions are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// On this host, step by step.
+    #[default]
+    Here,
+    /// As units on a Slurm cluster, before the steps of a scan.
+    Slurm,
+}
+
+impl Question {
+    /// Whether a cluster computes the revisions.
+    pub fn is_on_cluster(&self) -> bool {
+        self.place == Place::Slurm
+    }
+
+    /// Why a cluster cannot compute the revisions, and the remedy; `None` if it can, or is not asked to.
+    pub fn cluster_problem(&self) -> Option<(String, &'static str)> {
+        if !self.is_on_cluster() {
+            None
+        } else if self.port.is_some() {
+            let message = "--engine with --command-repository: the port is built on this host, and not on the nodes of a cluster";
+            Some((message.to_owned(), "leave --engine out"))
+        } else if self.test.is_on_times() {
+            let message = format!(
+                "--engine with `--test {}`: each revision runs on a node of its own, and times of different machines do not enter one ratio",
+                self.test.text()
+            );
+            Some((
+                message,
+                "leave --engine out, so that this machine times each revision together with the good one",
+            ))
+        } else if !self.scan {
+            let message = "--engine without --scan: a search tests one revision at a time, because each test depends on the last one";
+            Some((message.to_owned(), "add --scan to test every revision, or leave --engine out"))
+        } else {
+            None
+        }
+    }
 }
 
 /// A native port in a repository of its own.
@@ -120,6 +165,9 @@ pub struct Step {
     pub answer: Answer,
     /// In a scan, whether the test holds against the last revision before it that could be tested.
     pub departs: bool,
+    /// Whether the cluster returned no result, so that a resumed bisection submits the revision again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_run: bool,
     /// The evidence.
     pub reason: String,
     /// The differences of each pair; the good side is the first of a pair.
@@ -213,6 +261,11 @@ impl Phase {
         self.steps.iter().filter(|step| step.revision != 0 && step.answer != Answer::Skipped).count()
     }
 
+    /// The number of revisions for which the cluster returned no result.
+    pub fn not_run(&self) -> usize {
+        self.steps.iter().filter(|step| step.not_run).count()
+    }
+
     /// The number of revisions that could not be tested.
     pub fn skipped(&self) -> usize {
         self.steps.iter().filter(|step| step.answer == Answer::Skipped).count()
@@ -252,6 +305,16 @@ impl Log {
         Ok(log)
     }
 
+    /// Drops the steps from the first one on for which the cluster returned no result: later steps may compare with its revision.
+    pub fn reopen(&mut self) {
+        for phase in &mut self.phases {
+            if let Some(first) = phase.steps.iter().position(|step| step.not_run) {
+                phase.steps.truncate(first);
+                phase.changes = None;
+            }
+        }
+    }
+
     /// The first thing in a log that this tfcheck did not write so, as a predicate of the file: it is used as an index, as a
     /// name of a folder or as an argument of git.
     fn problem(&self) -> Option<String> {
@@ -260,6 +323,9 @@ impl Log {
         }
         if self.phases.is_empty() {
             return Some("lists no search".to_owned());
+        }
+        if let Some((problem, _)) = self.question.cluster_problem() {
+            return Some(format!("asks for {problem}"));
         }
         let shown = |text: &str| bounds::shown(text, 100).into_owned();
         if !is_component(&self.stamp) {
@@ -324,5 +390,55 @@ impl Log {
             .map_err(|cause| ResultsError::Record { path: path.clone(), cause })?;
         bytes.push(b'\n');
         write_file(&path, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_scan_repeats_the_steps_from_the_first_revision_without_a_result() {
+        let step = |revision, not_run| Step {
+            revision,
+            answer: if not_run { Answer::Skipped } else { Answer::Good },
+            departs: false,
+            not_run,
+            reason: String::new(),
+            pairs: Vec::new(),
+            run: None,
+            elapsed_ns: 1,
+        };
+        let check = |not_run: [bool; 3], expected: &[usize]| {
+            let question = Question {
+                config: Config::default(),
+                folder: PathBuf::new(),
+                good: "4.41.1".into(),
+                bad: "4.42.1".into(),
+                test: "verdict>=diverged".parse().unwrap(),
+                scan: true,
+                pre: false,
+                yanked: false,
+                repository: None,
+                port: None,
+                place: Place::Slurm,
+            };
+            let mut log = Log::new("20260801_150000".into(), question);
+            log.phases.push(Phase {
+                over: Over::Releases,
+                revisions: Vec::new(),
+                bound: 3,
+                steps: (1..).zip(not_run).map(|(revision, not_run)| step(revision, not_run)).collect(),
+                changes: Some(Vec::new()),
+                notes: Vec::new(),
+            });
+            log.reopen();
+            let phase = &log.phases[0];
+            assert!(phase.steps.iter().map(|step| step.revision).eq(expected.iter().copied()));
+            assert_eq!(phase.changes.is_some(), expected.len() == 3);
+        };
+        check([false, false, false], &[1, 2, 3]);
+        check([false, true, false], &[1]);
+        check([true, false, true], &[]);
     }
 }

@@ -1,14 +1,16 @@
 //! Edits that switch parts of a network off, as data: a diagnosis applies them to both sides, and a recording holds them for a
 //! port's test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 use tfcheck_port::surgery::{Block, Edit, End, Fill, Given, Kept, Piece, Stage, Surgery};
 
 use super::draft::Draft;
 use super::hypotheses::set_rotary_base;
-use super::parts::{Part as Projection, end_of, heads, is_bias, layer, layers, slices};
+use super::parts::{
+    Part as Projection, end_of, heads, is_bias, is_qk_norm, layer, layers, norms_add_one, slices,
+};
 
 /// A rotary base with which the last pair of features is next to not rotated.
 const LARGE_BASE: f64 = 1e30;
@@ -35,7 +37,7 @@ pub(super) fn edit(piece: Piece, draft: &Draft) -> Edit {
 /// Queries and keys of zero, whatever norms follow them. Keys too, because relative positions may be added to scores by them.
 fn uniform(draft: &Draft) -> Edit {
     let projections = slices(draft, &[Projection::Query, Projection::Key]);
-    let zero = offset(draft);
+    let zero = if norms_add_one(draft) { -1.0 } else { 0.0 };
     let norms = draft.names().into_iter().filter(|name| is_qk_norm(name)).map(|tensor| {
         let value = if is_bias(&tensor) { 0.0 } else { zero };
         Fill { tensor, value, rows: None }
@@ -62,9 +64,16 @@ fn unrotated(draft: &Draft) -> Edit {
     }
 }
 
-/// Whether the projections of queries and of keys are known, so that either can be switched off.
+/// Whether the projections of queries and of keys of every attention are known, so that either can be switched off.
 pub(super) fn divides_attention(draft: &Draft) -> bool {
-    [Projection::Query, Projection::Key].iter().all(|part| !slices(draft, &[*part]).is_empty())
+    let names = draft.names();
+    let ends = names.iter().filter_map(|name| end_of(name)).filter(|(_, block)| *block == Block::Attention);
+    let attentions: BTreeSet<usize> = ends.map(|(layer, _)| layer).collect();
+    [Projection::Query, Projection::Key].iter().all(|part| {
+        let slices = slices(draft, &[*part]);
+        let known: BTreeSet<usize> = slices.iter().filter_map(|slice| layer(&slice.name)).collect();
+        !slices.is_empty() && known.is_superset(&attentions)
+    })
 }
 
 /// Whether keys have a bias.
@@ -82,15 +91,6 @@ pub(super) fn scales_rotation(draft: &Draft) -> bool {
     let scaling = ["rope_scaling", "rope_parameters"].map(|key| draft.config.get(key).map(Value::to_string));
     (scaling.iter().flatten())
         .any(|text| ["\"yarn\"", "\"longrope\"", "\"su\""].iter().any(|scaling| text.contains(scaling)))
-}
-
-/// The weight that makes a norm's output zero.
-fn offset(draft: &Draft) -> f64 {
-    if draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma")) { -1.0 } else { 0.0 }
-}
-
-fn is_qk_norm(name: &str) -> bool {
-    [".q_norm.", ".k_norm.", ".q_layernorm.", ".k_layernorm."].iter().any(|norm| name.contains(norm))
 }
 
 /// Every edit of a checkpoint that localises a fault, for logits at these places and tokens; `None` if fewer than two blocks are

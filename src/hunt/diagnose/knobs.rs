@@ -3,7 +3,7 @@
 
 use super::draft::{Draft, Values};
 use super::hypotheses::{scale_embedding, scale_scores};
-use super::parts::{Block, end_of};
+use super::parts::{Block, end_of, norms_add_one};
 
 /// A quantity of the network that a factor scales.
 pub(super) struct Knob {
@@ -77,10 +77,9 @@ fn scale_logits(draft: &mut Draft, factor: f64) {
         return;
     }
     let norms = ["model.norm.weight", "transformer.ln_f.weight", "transformer.ln_f.bias", "model.norm.bias"];
-    let is_offset = draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma"));
+    let offset = f64::from(u8::from(norms_add_one(draft)));
     let turn = |values: &mut Values| {
         values.scale(1.0);
-        let offset = f64::from(u8::from(is_offset));
         values.data.iter_mut().for_each(|value| *value = (*value + offset) * factor - offset);
     };
     draft.edit_all(|name| norms.contains(&name), turn);

@@ -187,6 +187,20 @@ const MLP_ENDS: &[&str] = &[
     "down_proj",
 ];
 
+/// Whether a tensor is of a norm of queries or of keys.
+pub(super) fn is_qk_norm(name: &str) -> bool {
+    [".q_norm.", ".k_norm.", ".q_layernorm.", ".k_layernorm."].iter().any(|norm| name.contains(norm))
+}
+
+/// Whether the architecture's norms multiply by 1 + weight.
+pub(super) fn norms_add_one(draft: &Draft) -> bool {
+    let plain = ["gemma3n", "gemma4"];
+    draft.text("model_type").is_some_and(|model_type| {
+        model_type == "nemotron"
+            || model_type.contains("gemma") && !plain.iter().any(|family| model_type.starts_with(family))
+    })
+}
+
 /// Whether a tensor is a bias.
 pub(super) fn is_bias(name: &str) -> bool {
     name.rsplit('.').next() == Some("bias")

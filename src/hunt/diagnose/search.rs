@@ -10,6 +10,7 @@ use super::shrink::shrunk;
 use super::side::Apart;
 use super::surgery::{self, Peeled};
 use super::tokens::Tokens;
+use super::unread;
 use super::{Alternative, DiagnoseError, Diagnosis, Mistake};
 
 /// Most mistakes of the whole network that are combined by their errors alone.
@@ -47,6 +48,7 @@ pub(super) fn search(lab: &mut Lab, proofs: &[Proof]) -> Result<Diagnosis, Diagn
             found = kindred(lab, &singles, stage, *base)?;
         }
         if found.is_none() && parts.is_none() {
+            unread::note(lab, stage)?;
             let peeled = surgery::peel(lab, &none, stage)?;
             if closes(lab.apart(&peeled.candidate.draft, stage)?, *base) {
                 found = Some(peeled.candidate);

@@ -63,7 +63,6 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
     if !plain.is_editable() || known < 2 {
         return Ok(peeled);
     }
-    let mut left: Vec<(View, f64)> = Vec::new();
     // Where queries or keys are not known by their names, nothing makes scores equal.
     let pieces = if divides_attention(&plain) {
         &[Piece::Mlp, Piece::Uniform, Piece::Attention][..]
@@ -74,18 +73,11 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
         (pieces.iter().copied())
             .flat_map(|piece| (0..layers(&plain)).map(move |layer| View { layer, piece })),
     );
+    // Views in which something is left, how much, and how many mistakes were known then.
+    let mut left: Vec<(View, f64, usize)> = Vec::new();
     for view in views {
-        if !lab.has_time() {
-            lab.notes.push("the time ran out before every part of the network was examined".into());
-            break;
-        }
-        let Ok(stage) = lab.stage(&whole.tokens, view.surgery())? else { continue };
-        let base = lab.apart(&peeled.candidate.draft, &stage)?;
-        if base.is_rounding || base.relative_l2.is_infinite() {
-            continue;
-        }
         // What is left of a fault that was named already is no further part.
-        let covered = |other: &(View, f64)| {
+        let covered = |other: &(View, f64, usize)| {
             other.0.piece == Piece::Ends
                 || other.0.layer == view.layer
                     && other.0.piece == Piece::Uniform
@@ -94,20 +86,54 @@ pub(super) fn peel(lab: &mut Lab, from: &Candidate, whole: &Stage) -> Result<Pee
         if left.iter().any(covered) {
             continue;
         }
-        match explained(lab, &peeled.candidate, view, &stage, base)? {
-            Some(candidate)
-                if shows_all(lab, &peeled.candidate, &candidate, view, whole)?
-                    && !spoils(lab, &peeled.candidate, &candidate, view, whole)? =>
-            {
-                let new = candidate.causes.len() - peeled.candidate.causes.len();
-                peeled.proven.extend(vec![alone(view); new]);
-                peeled.candidate = candidate;
-            }
-            _ => left.push((view, base.relative_l2)),
+        if !lab.has_time() {
+            lab.notes.push("the time ran out before every part of the network was examined".into());
+            break;
+        }
+        let known = peeled.candidate.causes.len();
+        left.extend(examined(lab, &mut peeled, view, whole)?.map(|relative_l2| (view, relative_l2, known)));
+    }
+    // A mistake that was found later may be one of two that an earlier part has.
+    let mut rest = Vec::new();
+    for (view, relative_l2, known) in left {
+        let is_new = known < peeled.candidate.causes.len() && lab.has_time();
+        let again = if is_new { examined(lab, &mut peeled, view, whole)? } else { Some(relative_l2) };
+        rest.extend(again.map(|relative_l2| (view, relative_l2)));
+        // What a mask or a value hid of the same attention.
+        if again.is_none() && view.piece == Piece::Uniform {
+            let whole_block = View { piece: Piece::Attention, ..view };
+            let found = examined(lab, &mut peeled, whole_block, whole)?;
+            rest.extend(found.map(|relative_l2| (whole_block, relative_l2)));
         }
     }
-    peeled.parts = parts(lab, &left, whole, &peeled.candidate)?;
+    peeled.parts = parts(lab, &rest, whole, &peeled.candidate)?;
     Ok(peeled)
+}
+
+/// Compares both sides in a view and adds the mistakes that make them agree there; what is left of the difference if none do.
+fn examined(
+    lab: &mut Lab,
+    peeled: &mut Peeled,
+    view: View,
+    whole: &Stage,
+) -> Result<Option<f64>, DiagnoseError> {
+    let Ok(stage) = lab.stage(&whole.tokens, view.surgery())? else { return Ok(None) };
+    let base = lab.apart(&peeled.candidate.draft, &stage)?;
+    if base.is_rounding || base.relative_l2.is_infinite() {
+        return Ok(None);
+    }
+    match explained(lab, &peeled.candidate, view, &stage, base)? {
+        Some(candidate)
+            if shows_all(lab, &peeled.candidate, &candidate, view, whole)?
+                && !spoils(lab, &peeled.candidate, &candidate, view, whole)? =>
+        {
+            let new = candidate.causes.len() - peeled.candidate.causes.len();
+            peeled.proven.extend(vec![alone(view); new]);
+            peeled.candidate = candidate;
+            Ok(None)
+        }
+        _ => Ok(Some(base.relative_l2)),
+    }
 }
 
 /// Whether a view shows all that its new mistakes change. Where queries and keys are zero, a mistake in the order of key heads
@@ -158,11 +184,13 @@ fn explained(
     let seq = stage.tokens.seq;
     let longest = lab.longest().max(seq);
     let tokens = stage.tokens.other((seq + 3).min(longest), lab.vocabulary(), OTHER_SEED);
-    let other = lab.stage(&tokens, view.surgery())?.ok();
-    let holds = |lab: &mut Lab, found: &Candidate| match &other {
-        Some(stage) => lab.apart(&found.draft, stage).map(|apart| apart.is_rounding),
-        None => Ok(true),
-    };
+    let Ok(other) = lab.stage(&tokens, view.surgery())? else { return Ok(None) };
+    // Tokens on which nothing differs prove nothing.
+    if lab.apart(&candidate.draft, &other)?.is_rounding {
+        return Ok(None);
+    }
+    let holds =
+        |lab: &mut Lab, found: &Candidate| lab.apart(&found.draft, &other).map(|apart| apart.is_rounding);
     let singles = extended(lab, candidate, stage)?;
     for found in singles.iter().filter(|found| closes(found.apart, base)) {
         if holds(lab, found)? {

@@ -10,7 +10,7 @@ use super::LocalizeError;
 use super::arguments::matched;
 use super::cached;
 use super::live::{Found, Live, Open};
-use super::replay::{Kind, departing, replay};
+use super::replay::{Kind, differing, replay};
 use super::tensor::{self, Difference, Stored};
 use super::walk::{Limit, Measured};
 use crate::results::localized::ModuleError;
@@ -71,8 +71,8 @@ pub(super) fn capture(
         let (Some(a), Some(b)) = (call(0), call(1)) else { continue };
         let mut calls = [a, b];
         let mut measured = measure(open, level.folder.path(), &calls)?;
-        let departs = |measured: &Measured| limit.is_passed(measured.output);
-        if departs(&measured) {
+        let differs = |measured: &Measured| limit.is_passed(measured.output);
+        if differs(&measured) {
             // Calls may follow the order of a set, which differs between processes, so this call may match another
             // call of the second side.
             let others =
@@ -80,14 +80,14 @@ pub(super) fn capture(
             for (_, other) in others {
                 let turned = [calls[0].clone(), other.clone()];
                 let again = measure(open, level.folder.path(), &turned)?;
-                if again.output.is_some() && !departs(&again) {
+                if again.output.is_some() && !differs(&again) {
                     (calls, measured) = (turned, again);
                     break;
                 }
             }
         }
-        let departs = departs(&measured);
-        if departs && level.first.is_none() {
+        let differs = differs(&measured);
+        if differs && level.first.is_none() {
             level.first = Some(measured.path.clone());
         }
         let apart = |difference: Option<Difference>| difference.map(|found| found.relative_l2);
@@ -106,8 +106,8 @@ pub(super) fn capture(
             measured.input = fed.map(|_| Difference::default()).or(measured.input);
             measured.is_other_output &= fed.is_none();
             measured.output = fed.or(measured.output);
-        } else if departs && !limit.is_passed(measured.input) {
-            measured.arguments = departing(open, sides, level.folder.path(), &calls, (limit, Kind::Other))?;
+        } else if differs && !limit.is_passed(measured.input) {
+            measured.arguments = differing(open, sides, level.folder.path(), &calls, (limit, Kind::Other))?;
         }
         found.measured(module);
         level.measured.push(measured);

@@ -8,7 +8,7 @@ use super::arguments::matched;
 use super::capture::{Level, Name, capture, joined};
 use super::live::{Found, Live, Open};
 use super::pair::pairs;
-use super::replay::{Kind, departing, replay};
+use super::replay::{Kind, differing, replay};
 use super::routed::{self, Sifted};
 use super::walk::{Limit, Suspect, ancestors, is_coarse, is_in, suspect};
 use super::{Between, Divergence, Finding, LocalizeError};
@@ -100,7 +100,7 @@ pub(super) fn search(
         // A token that is routed to another expert changes only one of many positions.
         limit.position = threshold;
         match routed::sift(open, sides, names, &mut found, limit)? {
-            Sifted::Departs(path) => {
+            Sifted::Differs(path) => {
                 chosen = names.iter().filter(|name| is_in(&name.path[0], &path)).collect();
                 scope = Some(path);
             }
@@ -184,7 +184,7 @@ fn confirmed(
     // With the other side's mask the module agrees, so what differs is the code that makes the mask.
     let is_given = suspect.arguments.is_empty() && replayed.is_some() && !limit.is_passed(replayed);
     let arguments = if is_given {
-        departing(open, sides, level.folder.path(), calls, (limit, Kind::Mask))?
+        differing(open, sides, level.folder.path(), calls, (limit, Kind::Mask))?
     } else {
         suspect.arguments.clone()
     };

@@ -9,7 +9,7 @@ use super::arguments::{matched, replacing};
 use super::live::{Live, Open};
 use super::tensor::{self, Difference, Stored, argument_difference};
 use super::walk::Limit;
-use crate::results::localized::Departing;
+use crate::results::localized::Differing;
 
 /// Which further arguments are considered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +28,16 @@ impl Kind {
 
 /// The arguments of this kind that make a call differ although its first input agrees: its output agrees as soon as it gets
 /// the other side's. Empty if none differs, or if the call differs with the other side's arguments too.
-pub(super) fn departing(
+pub(super) fn differing(
     open: &Open,
     sides: &mut [Live; 2],
     folder: &Path,
     calls: &[CapturedModule; 2],
     (limit, kind): (Limit, Kind),
-) -> Result<Vec<Departing>, LocalizeError> {
+) -> Result<Vec<Differing>, LocalizeError> {
     let io = |error| LocalizeError::io(folder, error);
     let matched = matched(open, calls);
-    let departing = |[a, b]: [&Argument; 2], relative_l2| Departing {
+    let differing = |[a, b]: [&Argument; 2], relative_l2| Differing {
         module: calls[0].path.clone(),
         name: b.name.clone(),
         relative_l2,
@@ -45,7 +45,7 @@ pub(super) fn departing(
     };
     let widths: Vec<_> = matched.widths.iter().filter(|pair| kind.is_of(pair[1])).collect();
     if !widths.is_empty() {
-        return Ok(widths.into_iter().map(|pair| departing(*pair, None)).collect());
+        return Ok(widths.into_iter().map(|pair| differing(*pair, None)).collect());
     }
     let mut found: Vec<([&Argument; 2], f64)> = Vec::new();
     for &[a, b] in matched.both.iter().filter(|pair| kind.is_of(pair[1])) {
@@ -71,7 +71,7 @@ pub(super) fn departing(
         let fed: Vec<[&Argument; 2]> = choice.iter().map(|&at| pairs[at]).collect();
         let apart = replay(open, sides, folder, calls, &fed)?;
         if apart.is_some() && !limit.is_passed(apart) {
-            return Ok(choice.into_iter().map(|at| departing(found[at].0, Some(found[at].1))).collect());
+            return Ok(choice.into_iter().map(|at| differing(found[at].0, Some(found[at].1))).collect());
         }
     }
     Ok(Vec::new())

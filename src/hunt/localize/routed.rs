@@ -25,7 +25,7 @@ type Tokens = HashSet<(usize, usize)>;
 /// The result of sorting the coarse modules.
 pub(super) enum Sifted {
     /// This module differs on the same input.
-    Departs(String),
+    Differs(String),
     /// None differs on the same input, except by near-ties.
     Spread(Box<Finding>),
 }
@@ -65,7 +65,7 @@ pub(super) fn sift(
             mixture(&name.path[0]).is_some_and(|mixture| mixture != path && is_in(mixture, path))
         };
         if !names.iter().any(is_above_a_mixture) {
-            return Ok(Sifted::Departs(path.clone()));
+            return Ok(Sifted::Differs(path.clone()));
         }
         let inside: Vec<&Name> = names.iter().filter(|name| is_or_is_child(&name.path[0], path)).collect();
         let mut parts = capture(open, sides, &inside, found, limit)?;
@@ -83,7 +83,7 @@ pub(super) fn sift(
             suspect.module == whole && suspect.step.is_none() && is_behind_all
         });
         if whole.is_none() || !is_passed_on {
-            return Ok(Sifted::Departs(path.clone()));
+            return Ok(Sifted::Differs(path.clone()));
         }
         for part in parts.measured.iter().filter(|part| part.path != *path) {
             is_known &= part.output.is_some();

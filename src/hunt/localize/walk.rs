@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::Between;
 use super::tensor::{Difference, Scores};
-use crate::results::localized::Departing;
+use crate::results::localized::Differing;
 
 /// One pair of module calls, measured.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,7 @@ pub(super) struct Measured {
     /// Whether the output with the largest difference is not the first returned tensor.
     pub(super) is_other_output: bool,
     /// Further arguments that make the output differ although the first input agrees.
-    pub(super) arguments: Vec<Departing>,
+    pub(super) arguments: Vec<Differing>,
 }
 
 /// Largest differences that rounding explains, as relative L2.
@@ -57,7 +57,7 @@ pub(super) struct Suspect {
     /// The stretch of the module's own code that diverges.
     pub(super) between: Option<Between>,
     /// What this stretch computes otherwise, if it is an argument of a module behind the first.
-    pub(super) arguments: Vec<Departing>,
+    pub(super) arguments: Vec<Differing>,
 }
 
 impl Suspect {
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn a_differing_argument_belongs_to_the_code_that_computes_it() {
         let mut experts = measured("mlp.experts", 0.0, 0.4);
-        let weights = Departing {
+        let weights = Differing {
             module: "mlp.experts".into(),
             name: "top_k_weights".into(),
             relative_l2: Some(0.5),

@@ -6,21 +6,23 @@ use std::path::Path;
 use miette::{Result, miette};
 use reference::protocol::{Attention, Mode};
 
+use super::entry;
 use super::origin::{bears_on, origin};
-use super::{ONE_PASS, entry};
 use crate::execute::cell::{Cell, Outcome};
 use crate::judge::view::CaseView;
 use crate::results::localized::Localized;
 use crate::results::{Case, Manifest};
-use crate::spec::variant::Variant;
+use crate::spec::variant::{Variant, Way};
 use compare::evidence::{Replayed, Routing};
 use compare::mask::Mask;
-use compare::matrix::{self, Matrix};
+use compare::matrix::{self, Entry, Matrix};
 use compare::oracle::Oracles;
 use compare::verdict::{Decision, Tolerances, Verdict, rounding_apart, verdicts};
 
 /// A variant with its KV cache, compared with its own full-sequence forward pass.
 pub(super) struct Beside {
+    /// The place of the variant's cell in the case.
+    pub(super) cell: usize,
     /// The verdict on decoded logits and full-sequence logits.
     pub(super) verdict: Verdict,
     /// Evidence that it differs from float64 only by routing near-ties.
@@ -50,7 +52,7 @@ pub(super) fn goes_through_a_cache(case: &Case) -> bool {
 
 /// Compares each variant of `decoded` (the cells of `case`) that also has full-sequence logits; `whole` is the view
 /// of that case, `files` are the folders of the two cases.
-pub(super) fn judge(
+pub(super) fn compared(
     (case, decoded): (&Case, &[Cell]),
     whole: &CaseView,
     files: [&Path; 2],
@@ -60,7 +62,7 @@ pub(super) fn judge(
 ) -> Result<Vec<Beside>> {
     let tolerances = tolerances.with(case.tolerances.as_ref());
     let mut found = Vec::new();
-    for cell in decoded {
+    for (place, cell) in decoded.iter().enumerate() {
         let Some(own) = whole.cells.iter().find(|own| own.name == cell.name) else { continue };
         let variant = &cell.variant;
         // Each side with the cells that its verdict depends on, of the same family only.
@@ -70,15 +72,18 @@ pub(super) fn judge(
                 && bears_on(&other.variant, [variant, variant])
                 && matches!(other.outcome, Outcome::Completed(_))
         };
-        let pair = [(cell, 0), (own, 1)];
-        let rest = decoded.iter().filter(judges).map(|other| (other, 0));
-        let rest = rest.chain(whole.cells.iter().filter(judges).map(|other| (other, 1)));
+        let pair = [(cell, Way::Cached), (own, Way::Full)];
+        let rest = decoded.iter().filter(judges).map(|other| (other, Way::Cached));
+        let rest = rest.chain(whole.cells.iter().filter(judges).map(|other| (other, Way::Full)));
         let (mut entries, mut origins) = (Vec::new(), Vec::new());
         for (other, way) in pair.into_iter().chain(rest) {
-            let mut entry = entry(other, files[way]);
-            entry.name.push_str(["", ONE_PASS][way]);
-            entries.push(entry);
-            origins.push(origin(&other.variant).made(["decoded", "one pass"][way]));
+            let (files, made) = match way {
+                Way::Cached => (files[0], "decoded"),
+                Way::Full => (files[1], "one pass"),
+            };
+            let entry = entry(other, files);
+            entries.push(Entry { name: way.name(&entry.name), ..entry });
+            origins.push(origin(&other.variant).made(made));
         }
         if entries[..2].iter().any(|entry| entry.logits.is_err()) {
             // The cells hold the reason.
@@ -102,7 +107,7 @@ pub(super) fn judge(
         // The first pair is the variant's decoded and full-sequence logits.
         let verdict = verdicts(&matrix, &oracles, &tolerances).swap_remove(0);
         let near_ties = near_ties.filter(|_| verdict.decision != Decision::Diverged);
-        found.push(Beside { verdict, near_ties });
+        found.push(Beside { cell: place, verdict, near_ties });
     }
     Ok(found)
 }
@@ -129,7 +134,7 @@ fn of_the_cache(localized: &[Localized], case: &Case, cell: &Cell) -> Option<Rep
     };
     let is_it = |found: &&Localized| {
         found.case == case.name
-            && found.a == format!("{}{ONE_PASS}", cell.name)
+            && found.a == Way::Full.name(&cell.name)
             && found.b == cell.name
             && found.dtype == *dtype
     };

@@ -3,23 +3,18 @@
 use compare::verdict::Decision;
 
 use super::{CaseGroups, Finding, What, add, place};
-use crate::judge::assess::ONE_PASS;
 use crate::judge::view::CaseView;
 use crate::results::localized::Localized;
 
 /// Adds a finding for each variant whose cached decoding diverges from its own full-sequence pass.
 pub(super) fn caches(case: &CaseView, findings: &mut Vec<Finding>) {
-    for verdict in case.verdicts.iter().filter(|verdict| verdict.decision == Decision::Diverged) {
+    for (index, verdict) in
+        case.cache_verdicts().filter(|(_, verdict)| verdict.decision == Decision::Diverged)
+    {
         let names = [&verdict.a, &verdict.b];
-        if !names.iter().any(|name| name.ends_with(ONE_PASS)) {
-            continue;
-        }
-        let index = case.cells.iter().position(|cell| names.contains(&&cell.name));
         let is_it = |found: &&Localized| names.contains(&&found.a) && names.contains(&&found.b);
         let place = case.localized.iter().find(is_it).and_then(place);
-        if let Some(index) = index {
-            add(findings, case, &[index], What::Cache { evidence: verdict.evidence.clone(), place });
-        }
+        add(findings, case, &[index], What::Cache { evidence: verdict.evidence.clone(), place });
     }
 }
 

@@ -31,7 +31,7 @@ fn brief(sweep: &Sweep) -> Vec<Block> {
             sweep.columns.iter().map(|(axis, value)| format!("{axis} {value}")).collect();
         return vec![Block::text(format!("all {} pairs agree at {}", good.len(), values.join(", ")))];
     }
-    let entry = |row: &&sweep::Row| {
+    let entry = |row: &&sweep::PairRow| {
         let mut axis = "";
         let mut parts: Vec<String> = Vec::new();
         for ((name, value), mark) in sweep.columns.iter().zip(&row.marks) {

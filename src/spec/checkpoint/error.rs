@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use miette::Diagnostic;
 use thiserror::Error;
 
-use super::SourceError;
+/// A source string that does not follow the syntax.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct SourceError(pub(crate) String);
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug, Error, Diagnostic)]

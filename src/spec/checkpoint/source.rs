@@ -7,12 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
-
-/// A source string that does not follow the syntax.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SourceError(pub(crate) String);
+use super::error::{Error, SourceError};
 
 /// Where a checkpoint comes from, as written; `Source::find` checks whether it exists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,14 +1,18 @@
-//! `[engine]`: how units of a plan are submitted to a cluster.
+//! `[engine]`: how a plan is divided into units, and how these are submitted to a cluster.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What jobs of `tfcheck run --engine slurm` ask of the cluster. Without `--engine` it is ignored.
+/// How a plan is divided, and what jobs of `tfcheck run --engine slurm` ask of the cluster. Without `--engine`, `--shard`,
+/// `--unit` and `--plan` it is ignored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Engine {
+    /// What a unit holds of a case's variants that are not timed. Default: all of them.
+    #[serde(skip_serializing_if = "UnitOf::is_case")]
+    pub unit: UnitOf,
     /// Partition of the jobs. Default: the cluster's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
@@ -36,6 +40,25 @@ pub struct Engine {
     /// Environment variables of the jobs. Default: none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
+}
+
+/// What a unit holds of a case's variants that are not timed. Timed variants are never divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnitOf {
+    /// All of them on one class of devices.
+    #[default]
+    Case,
+    /// Those of one version or program, so that the versions of a case run at the same time.
+    Version,
+}
+
+impl UnitOf {
+    /// Whether it is the default.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_case(&self) -> bool {
+        *self == Self::Case
+    }
 }
 
 impl Engine {

@@ -84,7 +84,7 @@ pub enum InputsForm<'config> {
         lengths: Vec<usize>,
         /// Rows a batch.
         batch: Vec<usize>,
-        /// Tokens of each prefill that is followed by decoding; the one pass is always there too.
+        /// Tokens of each prefill that is followed by decoding; the full-sequence forward pass always runs too.
         prefill: &'config [usize],
         /// Where the rows come from; the built-in text when absent.
         text: Option<&'config Path>,

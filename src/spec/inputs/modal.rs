@@ -3,6 +3,7 @@
 
 mod made;
 
+use models::Task;
 use reference::protocol::{DECODER_INPUT_IDS, LABELS};
 use serde_json::Value;
 
@@ -263,7 +264,7 @@ pub(super) fn vocab_size(config: &Value) -> Option<u64> {
 /// models shift by themselves, or the class of the row's number for a classifier of rows.
 pub(super) fn label(inputs: &mut Inputs, config: &Value) {
     let architecture = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or_default();
-    let labels = if architecture.ends_with("ForSequenceClassification")
+    let labels = if Task::of_class(architecture) == Some(Task::SequenceClassification)
         || architecture.ends_with("ForImageClassification")
     {
         Tensor::integers(vec![inputs.batch], (0..inputs.batch as i64).map(|row| row % 2))

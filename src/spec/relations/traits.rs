@@ -1,5 +1,6 @@
 //! Properties of a model, read from its config, that decide which relations hold for it.
 
+use models::Task;
 use serde_json::Value;
 
 use crate::spec::inputs::pad_token_id;
@@ -184,7 +185,7 @@ impl Traits {
             .map(|number| number as usize)
             .or_else(|| number("original_max_position_embeddings"));
         let experts = ["num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok"];
-        let is_per_position = head.is_none_or(|head| !head.ends_with("ForSequenceClassification"));
+        let is_per_position = head.and_then(Task::of_class) != Some(Task::SequenceClassification);
         Self {
             is_causal,
             is_per_position,

@@ -60,6 +60,44 @@ fn matrix_equals_the_pairwise_brute_force_and_does_not_depend_on_the_block() {
 }
 
 #[test]
+fn files_with_one_digest_are_measured_once_and_give_the_same_matrix() {
+    let shape = [1, 3, 200];
+    // Of entries 1 and 3 the later one comes first in a pair with a copy of the other.
+    let seeds = [1, 2, 1, 3, 2, 3, 4];
+    let files = |digests: bool| {
+        let mut files = Files::new();
+        for (index, seed) in seeds.into_iter().enumerate() {
+            files.add(&index.to_string(), Dtype::F32, shape, &noise(seed, 600));
+        }
+        for (entry, seed) in files.entries.iter_mut().zip(seeds).filter(|_| digests) {
+            let known = std::mem::replace(&mut entry.logits, Err(String::new()));
+            entry.logits = known.map(|logits| logits.with_digest(Some(seed.to_string())));
+        }
+        files
+    };
+    assert_eq!(files(true).matrix(None), files(false).matrix(None));
+
+    // Files that differ although a digest says that they do not: they are not read.
+    let mut told = Files::new();
+    told.add("a", Dtype::F32, shape, &noise(1, 600)).add("b", Dtype::F32, shape, &noise(2, 600));
+    for entry in &mut told.entries {
+        let known = std::mem::replace(&mut entry.logits, Err(String::new()));
+        entry.logits = known.map(|logits| logits.with_digest(Some("one".to_owned())));
+    }
+    assert!(pair(&told.matrix(None), 0, 1).identical);
+}
+
+#[test]
+fn a_reversed_pair_is_the_pair_measured_in_the_other_order() {
+    let shape = [1, 3, 200];
+    let mut files = Files::new();
+    files.add("a", Dtype::F32, shape, &noise(1, 600)).add("b", Dtype::F32, shape, &noise(2, 600));
+    let reversed = files.matrix(None).oriented(1, 0);
+    files.entries.reverse();
+    assert_eq!(files.matrix(None).oriented(0, 1), reversed);
+}
+
+#[test]
 fn padding_is_not_compared() {
     let shape = [2, 4, 8];
     let base = noise(1, 64);

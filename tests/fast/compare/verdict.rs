@@ -378,7 +378,7 @@ fn an_error_no_larger_than_the_rounding_of_another_variant_is_rounding() {
     assert_eq!(
         decision(0.0625, 0.125, 1.0).0,
         Decision::Diverged,
-        "torch rounds less than the fused form departs"
+        "the fused backend differs by more than torch rounds"
     );
     assert_eq!(decision(0.25, 0.125, 1.5).0, Decision::Diverged, "torch computes another function");
 }

@@ -88,7 +88,7 @@ fn attended_padding_is_localised_to_the_mask() {
     let found = setting.localize(right, wrong);
     assert_found("unmasked padding", &found, &plant.module, None);
     let worst = divergence("padding", &found).worst.unwrap();
-    assert_eq!(worst.row, 1, "the padded row departs: {worst:?}");
+    assert_eq!(worst.row, 1, "the padded row differs: {worst:?}");
 }
 
 #[test]

@@ -179,6 +179,7 @@ fn native_models_of_one_and_of_two_threads_never_diverge() {
         threads,
         reusable: true,
         templates: None,
+        keeps_memory: true,
     };
     let settings: Vec<Setting> =
         ["llama:tiny", "gemma2", "qwen3", "mixtral"].map(Setting::new).into_iter().collect();

@@ -103,13 +103,14 @@ pub(crate) const FINDINGS: &[Finding] = &[
     finding("mamba-bias", &[&["bias-mixer-absent"]]),
     finding("lfm2-conv-bias", &[&["bias-convolution-absent"]]),
     finding("bigcode-gelu", &[TANH]),
-    finding("gemma4-norms", &[&["norm-weight-plus-one"]]),
-    in_parts("gemma4-scale", &[HEAD_DIM], &["scores"]),
+    // The port makes the mistakes of the other findings in it as well.
     in_parts(
-        "gemma4-layer-scalar",
-        &[],
-        &["MLP", "values or output projection", "mask or values", "attention"],
+        "gemma4-norms",
+        &[&["norm-weight-plus-one"], &["layer-scalar-1"], ONE_MORE, HEAD_DIM],
+        &["mask or softmax", "scores", "mask or values"],
     ),
+    in_parts("gemma4-scale", &[HEAD_DIM], &["scores", "attention"]),
+    finding("gemma4-layer-scalar", &[&["layer-scalar-1"]]),
     in_parts(
         "deepseek2-latent-norms",
         &[],
@@ -124,11 +125,18 @@ pub(crate) const FINDINGS: &[Finding] = &[
     in_parts(
         "quantized-gemma3-activation",
         // On four layers its pattern of six gives every layer a window (results/findings.md).
-        &[&["activation-silu"], HEAD_DIM, &["window-in-every-layer"], ONE_MORE],
+        &[
+            &["activation-silu"],
+            HEAD_DIM,
+            &["window-in-every-layer"],
+            ONE_MORE,
+            &["rope-base-10000-sliding"],
+            &["rope-base-10000"],
+        ],
         &["MLP", "rotation", "mask or softmax", "scores"],
     ),
     finding("quantized-phi-base", &[&["rope-base-10000"]]),
     // It reads no window from the file either; the first inputs are shorter than it.
     finding("quantized-phi3-base", &[&["rope-base-10000"], &["window-absent"]]),
-    finding("quantized-qwen3-f16", &[&["rope-tables-f16"]]),
+    in_parts("quantized-qwen3-f16", &[&["rope-angles-f16"]], ROTATION),
 ];

@@ -84,6 +84,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "one-rows-mask-for-all",
+        hypotheses: &["padding-mask-of-the-first-row"],
         checkpoint: "starcoder2",
         file: "starcoder2",
         edits: &[(
@@ -189,6 +190,7 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "query-norm-dropped",
+        hypotheses: &["q-norm-not-applied"],
         parts: &["scores"],
         checkpoint: "qwen3",
         file: "qwen3",
@@ -255,8 +257,12 @@ const FIRST: Branch = &[
     },
     Plant {
         class: "positions-from-zero",
-        // The first real token has position 1: the two together.
-        hypotheses: &["learned-positions-without-offset", "learned-positions-one-late"],
+        // The first real token has position 1: the first two together, which is the third.
+        hypotheses: &[
+            "learned-positions-without-offset",
+            "learned-positions-one-late",
+            "learned-positions-one-early",
+        ],
         checkpoint: "roberta",
         file: "roberta",
         edits: &[
@@ -367,6 +373,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "mask-transposed",
+        hypotheses: &["mask-transposed"],
         checkpoint: "qwen2",
         file: "qwen2",
         edits: &[("attn_weights + attention_mask", "attn_weights + attention_mask.transpose(-1, -2)")],
@@ -375,6 +382,7 @@ const SECOND: Branch = &[
     },
     Plant {
         class: "value-heads-in-another-order",
+        hypotheses: &["kv-values-tiled"],
         checkpoint: "mistral",
         file: "mistral",
         edits: &[(

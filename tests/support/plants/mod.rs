@@ -5,6 +5,7 @@
 
 pub(crate) mod findings;
 pub(crate) mod fork;
+pub(crate) mod known;
 pub(crate) mod public;
 pub(crate) mod sequences;
 pub(crate) mod text;

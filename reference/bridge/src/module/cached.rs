@@ -58,7 +58,11 @@ pub(super) fn decode<'py>(
         Some(name) if loaded.drive != Drive::Encoder && (is_taken("use_cache") || takes.has_others) => name,
         // Models of several parts hand it on unnamed since 5.0.
         None if loaded.drive == Drive::Whole && takes.has_others && generates(model)? => KV_CACHE,
-        _ => return Err(Stop::unsupported(format!("{class} has no KV cache"))),
+        _ => {
+            return Err(Stop::unsupported(format!(
+                "{class} takes no cache: what it keeps between calls, if anything, stays inside of it"
+            )));
+        }
     };
     let is_state = !["cache", KV_CACHE].contains(&cache);
     let takes_position = is_taken(CACHE_POSITION);

@@ -122,7 +122,7 @@ def write(tensors, path):
 
 
 def compare(frozen, tensors):
-    """How each frozen tensor differs from the one of this release: name, relative L2 or a reason, first index that departs."""
+    """How each frozen tensor differs from the one of this release: name, relative L2 or a reason, first index that differs."""
     from safetensors.torch import load_file
 
     found = []

@@ -2,6 +2,8 @@
 
 use models::Deviation;
 
+use super::super::draft::Draft;
+use super::super::parts::heads;
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
@@ -14,10 +16,16 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("mask-excludes-itself", "a mask that excludes the token itself", |draft| {
         draft.deviate(Deviation::MaskExcludesItself);
     }),
+    row("mask-transposed", "a mask that admits later tokens and not earlier ones", |draft| {
+        draft.deviate(Deviation::MaskTransposed);
+    }),
     row("rope-tables-bf16", "rotary tables in bf16", |draft| draft.deviate(Deviation::RopeTablesBf16)),
     row("rope-tables-f16", "rotary tables in f16", |draft| draft.deviate(Deviation::RopeTablesF16)),
     row("rope-angles-bf16", "positions, frequencies and angles of the rotation in bf16", |draft| {
         draft.deviate(Deviation::RopeAnglesBf16);
+    }),
+    row("rope-angles-f16", "positions, frequencies and angles of the rotation in f16", |draft| {
+        draft.deviate(Deviation::RopeAnglesF16);
     }),
     row(
         "rope-factors-by-position",
@@ -45,6 +53,14 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.deviate(Deviation::RopeQueriesOnly);
     }),
     row("rope-keys-only", "keys rotated and queries not", |draft| draft.deviate(Deviation::RopeKeysOnly)),
+    row("rope-tables-mislaid", "rotary tables laid out for the other pairing of features", |draft| {
+        draft.deviate(Deviation::RopeTablesMislaid);
+    }),
+    row("kv-values-tiled", "values of key heads tiled instead of repeated", |draft| {
+        if heads(draft).is_some_and(|sizes| 1 < sizes.kv_heads && sizes.kv_heads < sizes.heads) {
+            draft.deviate(Deviation::ValuesTiled);
+        }
+    }),
     row("rms-norm-centred", "RMS norms that subtract the mean", |draft| {
         draft.deviate(Deviation::RmsNormCentred);
     }),
@@ -83,6 +99,20 @@ pub(super) const ROWS: &[Hypothesis] = &[
         draft.deviate(Deviation::NormAbsent("q_layernorm"));
         draft.deviate(Deviation::NormAbsent("k_layernorm"));
     }),
+    row("q-norm-not-applied", "no norm of queries", |draft| {
+        draft.deviate(Deviation::NormAbsent("q_norm"));
+        draft.deviate(Deviation::NormAbsent("q_layernorm"));
+    }),
+    row("k-norm-not-applied", "no norm of keys", |draft| {
+        draft.deviate(Deviation::NormAbsent("k_norm"));
+        draft.deviate(Deviation::NormAbsent("k_layernorm"));
+    }),
+    row("qk-norm-eps-1e-5", "an epsilon of 1e-5 in the norms of queries and keys", |draft| {
+        draft.deviate(Deviation::QkNormEps(-5));
+    }),
+    row("qk-norm-eps-1e-6", "an epsilon of 1e-6 in the norms of queries and keys", |draft| {
+        draft.deviate(Deviation::QkNormEps(-6));
+    }),
     row("qk-norms-after-rope", "norms of queries and keys after the rotation", |draft| {
         draft.deviate(Deviation::QkNormsAfterRope);
     }),
@@ -90,12 +120,19 @@ pub(super) const ROWS: &[Hypothesis] = &[
         "norms-after-residual",
         "norms after the residual additions, not before attention and MLP",
         |draft| {
-            // A block with four norms has some on either side.
-            if !draft.names().iter().any(|name| name.contains("feedforward_layernorm")) {
+            if !has_norms_after(draft) {
                 draft.deviate(Deviation::NormsAfterResidual);
             }
         },
     ),
+    row("residual-from-norm", "attention and MLP added to the norm's output, not to its input", |draft| {
+        if !has_norms_after(draft) {
+            draft.deviate(Deviation::ResidualFromNorm);
+        }
+    }),
+    row("residual-parallel", "attention and MLP computed from the same input", |draft| {
+        draft.deviate(Deviation::ResidualParallel);
+    }),
     // A softmax after the choice of experts gives the same numbers as one before it whose scores are then divided by their sum.
     row(
         "router-normalisation",
@@ -105,3 +142,8 @@ pub(super) const ROWS: &[Hypothesis] = &[
         },
     ),
 ];
+
+/// Whether attention and MLP have norms after them, as where a block has four.
+fn has_norms_after(draft: &Draft) -> bool {
+    draft.names().iter().any(|name| name.contains("feedforward_layernorm"))
+}

@@ -1,5 +1,6 @@
 //! Mistakes in embeddings, heads and classifiers.
 
+use models::{Deviation, Task};
 use reference::protocol::Dtype;
 use serde_json::{Value, json};
 
@@ -41,6 +42,16 @@ pub(super) const ROWS: &[Hypothesis] = &[
             |name| is_bias(name) && (name.starts_with("classifier") || name.starts_with("score")),
             |values| values.fill(0.0),
         );
+    }),
+    row("classifier-pools-the-last", "a classifier that pools the last position", |draft| {
+        if is_classifier(draft) {
+            draft.deviate(Deviation::PooledLast);
+        }
+    }),
+    row("classifier-pools-the-mean", "a classifier that pools the mean over tokens", |draft| {
+        if is_classifier(draft) {
+            draft.deviate(Deviation::PooledMean);
+        }
     }),
     row("classifier-pools-differently", "`classifier_pooling` {classifier_pooling}", |draft| {
         let other = match draft.text("classifier_pooling") {
@@ -84,6 +95,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("learned-positions-one-late", "learned positions from 1 in place of 0", |draft| {
         shift_positions(draft, 1);
     }),
+    row("learned-positions-one-early", "learned positions from -1 in place of 0", |draft| {
+        shift_positions(draft, -1);
+    }),
     row("learned-positions-without-offset", "learned positions without the offset of padding", |draft| {
         let offset = match (draft.text("model_type"), draft.count(&["pad_token_id"])) {
             (Some("roberta" | "xlm-roberta" | "camembert"), Some(pad)) => pad as i64 + 1,
@@ -93,6 +107,11 @@ pub(super) const ROWS: &[Hypothesis] = &[
         shift_positions(draft, -offset);
     }),
 ];
+
+fn is_classifier(draft: &Draft) -> bool {
+    let class = draft.config.get("architectures").and_then(|classes| classes[0].as_str());
+    class.and_then(Task::of_class) == Some(Task::SequenceClassification)
+}
 
 const HEADS: [&str; 3] = ["lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight"];
 const HEAD_BIASES: [&str; 5] =

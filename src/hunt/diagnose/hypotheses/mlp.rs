@@ -60,6 +60,12 @@ pub(super) const ROWS: &[Hypothesis] = &[
         no_bias_after(draft, Block::Attention);
     }),
     row("bias-mlp-input-absent", "no bias at the MLP's input", no_bias_before_mlp),
+    row("bias-gate-absent", "no bias of the gate projection", |draft| {
+        draft.edit_all(|name| name.ends_with(".gate_proj.bias"), |values| values.fill(0.0));
+    }),
+    row("bias-up-absent", "no bias of the up projection", |draft| {
+        draft.edit_all(|name| name.ends_with(".up_proj.bias"), |values| values.fill(0.0));
+    }),
     row("bias-mlp-output-absent", "no bias after the MLP", |draft| no_bias_after(draft, Block::Mlp)),
     row("bias-mlp-absent", "no biases of the MLP", |draft| {
         no_bias_before_mlp(draft);
@@ -86,6 +92,9 @@ pub(super) const ROWS: &[Hypothesis] = &[
     }),
     row("attention-multiplier-1", "`attention_multiplier` 1", |draft| {
         draft.replace("attention_multiplier", 1.0);
+    }),
+    row("layer-scalar-1", "`layer_scalar` 1", |draft| {
+        draft.edit_all(|name| name.ends_with(".layer_scalar"), |values| values.fill(1.0));
     }),
     row("logits-scaling-1", "{=logits_scaling|logit_scale}", |draft| {
         draft.replace("logits_scaling", 1.0);

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::draft::Draft;
-use super::super::parts::is_bias;
+use super::super::parts::{is_bias, is_qk_norm, norms_add_one};
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
@@ -12,17 +12,17 @@ pub(super) const ROWS: &[Hypothesis] = &[
     row("norm-eps-1e-12", "a norm epsilon of 1e-12", |draft| eps(draft, 1e-12)),
     row("norm-eps-1e-8", "a norm epsilon of 1e-8", |draft| eps(draft, 1e-8)),
     row("norm-weight-plus-one", "norms of 1 + weight", |draft| {
-        if !is_offset(draft) {
+        if !norms_add_one(draft) {
             shift(draft, 1.0);
         }
     }),
     row("norm-weight-not-plus-one", "norms of weight, not of 1 + weight", |draft| {
-        if is_offset(draft) {
+        if norms_add_one(draft) {
             shift(draft, -1.0);
         }
     }),
     row("norm-weight-ignored", "norms without weight", |draft| {
-        let one = if is_offset(draft) { 0.0 } else { 1.0 };
+        let one = if norms_add_one(draft) { 0.0 } else { 1.0 };
         draft.edit_all(|name| is_norm(name) && name.ends_with(".weight"), |values| values.fill(one));
     }),
     row("norm-bias-absent", "norms without bias", |draft| {
@@ -44,7 +44,7 @@ pub(super) const ROWS: &[Hypothesis] = &[
         for_pairs(draft, &[("q_norm", "k_norm"), ("q_layernorm", "k_layernorm")], Draft::swap);
     }),
     row("qk-norm-weight-ignored", "norms of queries and keys without weight", |draft| {
-        let one = if is_offset(draft) { 0.0 } else { 1.0 };
+        let one = if norms_add_one(draft) { 0.0 } else { 1.0 };
         draft.edit_all(|name| is_qk_norm(name) && name.ends_with("weight"), |values| values.fill(one));
     }),
     row("qk-norm-absent", "no norms of queries and keys", |draft| {
@@ -79,15 +79,6 @@ fn is_norm(name: &str) -> bool {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     let last = module.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     last.contains("norm") || last.starts_with("ln_") || module.contains("layernorm.norms.")
-}
-
-fn is_qk_norm(name: &str) -> bool {
-    ["q_norm", "k_norm", "q_layernorm", "k_layernorm"].iter().any(|norm| name.contains(norm))
-}
-
-/// Whether the architecture's norms multiply by 1 + weight.
-fn is_offset(draft: &Draft) -> bool {
-    draft.text("model_type").is_some_and(|model_type| model_type.contains("gemma"))
 }
 
 fn shift(draft: &mut Draft, by: f64) {

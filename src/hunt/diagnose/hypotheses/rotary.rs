@@ -3,11 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use super::super::draft::Draft;
-use super::super::parts::{Part, heads, layers, slices};
+use super::super::parts::{Part, heads, is_qk_norm, layers, slices};
 use super::{Hypothesis, row};
 
 pub(super) const ROWS: &[Hypothesis] = &[
     row("rope-base-10000", "a rotary base of 10000", |draft| set_base(draft, 10_000.0)),
+    row("rope-base-10000-sliding", "a rotary base of 10000 in sliding layers", |draft| {
+        set_sliding_base(draft, 10_000.0);
+    }),
     row("rope-base-1000000", "a rotary base of 1000000", |draft| set_base(draft, 1_000_000.0)),
     row("rope-base-500000", "a rotary base of 500000", |draft| set_base(draft, 500_000.0)),
     row("rope-scaling-absent", "no rotary scaling", |draft| {
@@ -109,6 +112,12 @@ pub(super) const ROWS: &[Hypothesis] = &[
             |feature, half| if is_interleaved { feature ^ 1 } else { (feature + half) % (2 * half) },
         );
     }),
+    row("rope-last-features", "the last features of a head rotated, not the first", |draft| {
+        let Some(sizes) = heads(draft) else { return };
+        let kept = sizes.head_dim.saturating_sub(rotated(draft, sizes.head_dim));
+        // The features that come first are rotated: those that should not be change places with those that should.
+        reorder_heads(draft, |feature| (feature + kept) % sizes.head_dim);
+    }),
     row("rope-frequencies-of-the-whole-head", "rotary frequencies of the whole head", |draft| {
         let Some(sizes) = heads(draft) else { return };
         let rotated = rotated(draft, sizes.head_dim);
@@ -129,21 +138,22 @@ fn is_interleaved(draft: &Draft) -> bool {
 /// from its own and half the number of rotated features.
 fn reorder(draft: &mut Draft, from: impl Fn(usize, usize) -> usize) {
     let Some(sizes) = heads(draft) else { return };
+    let half = rotated(draft, sizes.head_dim) / 2;
+    reorder_heads(draft, |feature| if feature < 2 * half { from(feature, half) } else { feature });
+}
+
+/// As [`reorder`], of all features.
+fn reorder_heads(draft: &mut Draft, from: impl Fn(usize) -> usize) {
+    let Some(sizes) = heads(draft) else { return };
     if BASES.iter().all(|key| draft.number(key).is_none()) && !draft.config.contains_key("rope_parameters") {
         return;
     }
-    let half = rotated(draft, sizes.head_dim) / 2;
-    let order = |at: usize| {
-        let (head, feature) = (at / sizes.head_dim, at % sizes.head_dim);
-        head * sizes.head_dim + if feature < 2 * half { from(feature, half) } else { feature }
-    };
+    let order = |at: usize| at / sizes.head_dim * sizes.head_dim + from(at % sizes.head_dim);
     for slice in slices(draft, &[Part::Query, Part::Key]) {
         slice.reorder(draft, order);
     }
     // Norms of queries and keys lie between projection and rotation.
-    let norms = ["q_norm", "k_norm", "q_layernorm", "k_layernorm"];
-    let is_norm = |name: &str| norms.iter().any(|norm| name.contains(norm));
-    draft.edit_all(is_norm, |values| {
+    draft.edit_all(is_qk_norm, |values| {
         let length = values.data.len();
         if length.is_multiple_of(sizes.head_dim) {
             values.data = (0..length).map(|at| values.data[order(at)]).collect();
@@ -160,30 +170,45 @@ fn rope_type(rope: &Map<String, Value>) -> &str {
 
 /// Every object that describes a rotary embedding.
 fn each(draft: &mut Draft, edit: impl Fn(&mut Map<String, Value>)) {
+    each_of(draft, |_| true, edit);
+}
+
+/// Those of the types of layers that are meant; the type is `None` where one object describes all layers.
+fn each_of(
+    draft: &mut Draft,
+    is_meant: impl Fn(Option<&str>) -> bool,
+    edit: impl Fn(&mut Map<String, Value>),
+) {
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(Value::Object(rope)) = draft.config.get_mut(key) else { continue };
         if rope.values().any(Value::is_object) {
-            rope.values_mut().filter_map(Value::as_object_mut).for_each(&edit);
-        } else {
+            let meant = rope.iter_mut().filter(|(kind, _)| is_meant(Some(kind)));
+            meant.filter_map(|(_, rope)| rope.as_object_mut()).for_each(&edit);
+        } else if is_meant(None) {
             edit(rope);
         }
     }
 }
 
+/// Sets the base of all layers, or of those without a window.
 pub(in super::super) fn set_base(draft: &mut Draft, theta: f64) {
     for key in BASES {
         draft.replace(key, theta);
     }
-    for key in ["rope_scaling", "rope_parameters"] {
-        let Some(Value::Object(rope)) = draft.config.get_mut(key) else { continue };
-        let inner = if rope.contains_key("full_attention") {
-            rope.get_mut("full_attention").and_then(Value::as_object_mut)
-        } else {
-            Some(rope)
-        };
-        if let Some(known) = inner.and_then(|rope| rope.get_mut("rope_theta")) {
-            *known = json!(theta);
-        }
+    let is_full = |kind: Option<&str>| kind.is_none_or(|kind| kind == "full_attention");
+    each_of(draft, is_full, |rope| replace(rope, theta));
+}
+
+fn set_sliding_base(draft: &mut Draft, theta: f64) {
+    for key in LOCAL_BASES {
+        draft.replace(key, theta);
+    }
+    each_of(draft, |kind| kind == Some("sliding_attention"), |rope| replace(rope, theta));
+}
+
+fn replace(rope: &mut Map<String, Value>, theta: f64) {
+    if let Some(known) = rope.get_mut("rope_theta") {
+        *known = json!(theta);
     }
 }
 
@@ -195,11 +220,7 @@ fn one_base(draft: &mut Draft, is_full: bool) {
     for key in BASES.iter().chain(&LOCAL_BASES) {
         draft.replace(key, theta);
     }
-    each(draft, |rope| {
-        if let Some(known) = rope.get_mut("rope_theta") {
-            *known = json!(theta);
-        }
-    });
+    each(draft, |rope| replace(rope, theta));
 }
 
 fn invert(factor: Option<&mut Value>) {

@@ -16,6 +16,10 @@ pub(super) const ROWS: &[Hypothesis] = &[
         if draft.number("attention_multiplier").is_some() {
             draft.set("attention_multiplier", dim.powf(-0.5));
         }
+        if is_unscaled(draft) {
+            // Layers may have heads of different sizes, which their norms of queries have.
+            scale_queries(draft, |size| size.map_or(dim, |size| size as f64).powf(-0.5));
+        }
     }),
     row("scale-absent", "scores divided by their scale", |draft| {
         if let Some(scale) = scale(draft) {
@@ -43,6 +47,10 @@ pub(super) const ROWS: &[Hypothesis] = &[
             }
         },
     ),
+    row("scale-one-over-head-dim", "scores scaled by 1 / head_dim", |draft| {
+        let (Some(scale), Some(sizes)) = (scale(draft), heads(draft)) else { return };
+        scale_scores(draft, 1.0 / (scale * sizes.head_dim as f64));
+    }),
     row("scale-toggled", "`scale_attn_weights` {scale_attn_weights}", |draft| {
         toggle(draft, "scale_attn_weights");
     }),
@@ -75,8 +83,18 @@ fn toggle(draft: &mut Draft, key: &str) {
     }
 }
 
+/// Whether the architecture has scores without a scale.
+fn is_unscaled(draft: &Draft) -> bool {
+    draft
+        .text("model_type")
+        .is_some_and(|model_type| ["gpt_neo", "gemma4", "gemma4_text"].contains(&model_type))
+}
+
 /// The factor of the scores.
 fn scale(draft: &Draft) -> Option<f64> {
+    if is_unscaled(draft) {
+        return Some(1.0);
+    }
     if let Some(scalar) = draft.number("query_pre_attn_scalar") {
         return Some(scalar.powf(-0.5));
     }
@@ -92,13 +110,18 @@ pub(in super::super) fn scale_scores(draft: &mut Draft, factor: f64) {
     } else if let Some(multiplier) = draft.number("attention_multiplier") {
         draft.set("attention_multiplier", multiplier * factor);
     } else {
-        let is_norm = |name: &str| name.contains(".q_norm.") || name.contains(".q_layernorm.");
-        if draft.names().iter().any(|name| is_norm(name)) {
-            draft.edit_all(is_norm, |values| values.scale(factor));
-        } else {
-            for slice in slices(draft, &[Part::Query]) {
-                slice.scale(draft, factor);
-            }
+        scale_queries(draft, |_| factor);
+    }
+}
+
+/// Multiplies the queries of every layer by the factor for the size of their norm, or that for none where they have no norm.
+fn scale_queries(draft: &mut Draft, factor: impl Fn(Option<usize>) -> f64) {
+    let is_norm = |name: &str| name.contains(".q_norm.") || name.contains(".q_layernorm.");
+    if draft.names().iter().any(|name| is_norm(name)) {
+        draft.edit_all(is_norm, |values| values.scale(factor(Some(values.data.len()))));
+    } else {
+        for slice in slices(draft, &[Part::Query]) {
+            slice.scale(draft, factor(None));
         }
     }
 }

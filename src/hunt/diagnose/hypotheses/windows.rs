@@ -71,6 +71,11 @@ pub(super) const ROWS: &[Hypothesis] = &[
             }
         });
     }),
+    row("padding-mask-of-the-first-row", "the padding mask of the first sequence for all", |draft| {
+        draft.change_inputs(|tokens| {
+            tokens.attention_mask = tokens.attention_mask[..tokens.seq].repeat(tokens.batch);
+        });
+    }),
     row("positions-count-padding", "positions that count padding", |draft| {
         draft.change_inputs(|tokens| {
             tokens.position_ids = (0..tokens.batch).flat_map(|_| 0..tokens.seq as i64).collect();

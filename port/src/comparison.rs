@@ -15,7 +15,7 @@ use crate::recording::{Error, Recorded, Recording};
 
 /// The metrics and the verdict of a port. `Display` writes the message of a failed test.
 #[derive(Clone, Debug)]
-pub struct Judgement {
+pub struct Comparison {
     /// The verdict on the port (side A) and the recorded logits (side B).
     pub verdict: Verdict,
     /// The metrics of the same two sides.
@@ -41,18 +41,18 @@ impl Recording {
     ///
     /// # Errors
     /// When the shape does not match the recording, or it has no limits for `dtype`.
-    pub fn judge_values(&self, shape: &[usize], logits: &[f64], dtype: &str) -> Result<Judgement, Error> {
+    pub fn compare_values(&self, shape: &[usize], logits: &[f64], dtype: &str) -> Result<Comparison, Error> {
         let known = Dtype::named(dtype).ok_or_else(|| self.no_limits(dtype))?;
-        self.judge_logits(shape, Values::F64(logits.to_vec()), known)
+        self.compare_logits(shape, Values::F64(logits.to_vec()), known)
     }
 
-    /// [`Recording::judge_values`] for logits in their own dtype.
-    pub(crate) fn judge_logits(
+    /// [`Recording::compare_values`] for logits in their own dtype.
+    pub(crate) fn compare_logits(
         &self,
         shape: &[usize],
         values: Values,
         dtype: Dtype,
-    ) -> Result<Judgement, Error> {
+    ) -> Result<Comparison, Error> {
         let recorded = &self.recorded;
         let tolerances = self.tolerances(dtype)?;
         let unusable = |error: LogitsError| Error::Logits { problem: format!("cannot be compared: {error}") };
@@ -115,7 +115,7 @@ impl Recording {
             Some((element, port, *rows.get(&(row * seq + position))?.get(element.token)?))
         });
         let context = Context { recorded: recorded.clone(), largest, before: before.to_vec() };
-        Ok(Judgement { verdict, metrics: *metrics, dtype, context })
+        Ok(Comparison { verdict, metrics: *metrics, dtype, context })
     }
 
     /// The recorded limits for a port that computes in `dtype`; other dtypes keep tfcheck's defaults.
@@ -153,7 +153,7 @@ impl Recording {
     }
 }
 
-impl fmt::Display for Judgement {
+impl fmt::Display for Comparison {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Context { recorded, largest, before } = &self.context;
         let metrics = &self.metrics;
@@ -261,9 +261,9 @@ mod tests {
         let recording = recording(folder.path());
         let mut logits = port(&recording);
         change(&mut logits);
-        let judgement = recording.judge_values(&[2, 3, 4], &logits, dtype).unwrap();
-        assert_eq!(judgement.verdict.decision.word(), word, "{judgement}");
-        assert!(judgement.verdict.evidence.contains(evidence), "{}", judgement.verdict.evidence);
+        let comparison = recording.compare_values(&[2, 3, 4], &logits, dtype).unwrap();
+        assert_eq!(comparison.verdict.decision.word(), word, "{comparison}");
+        assert!(comparison.verdict.evidence.contains(evidence), "{}", comparison.verdict.evidence);
     }
 
     #[test]
@@ -285,10 +285,10 @@ mod tests {
         let all = port(&recording);
         let last = [&all[8..12], &all[20..24]].concat();
         for shape in [&[2, 1, 4][..], &[2, 4]] {
-            let judgement = recording.judge_values(shape, &last, "f32").unwrap();
-            assert_eq!((judgement.verdict.decision, judgement.metrics.positions), (Decision::Identical, 2));
+            let comparison = recording.compare_values(shape, &last, "f32").unwrap();
+            assert_eq!((comparison.verdict.decision, comparison.metrics.positions), (Decision::Identical, 2));
         }
-        let error = recording.judge_values(&[2, 3, 5], &[0.0; 30], "f32").unwrap_err().to_string();
+        let error = recording.compare_values(&[2, 3, 5], &[0.0; 30], "f32").unwrap_err().to_string();
         assert!(error.contains("[2, 3, 5], not [2, 3, 4]"), "{error}");
     }
 
@@ -298,7 +298,7 @@ mod tests {
         let recording = recording(folder.path());
         let mut logits = port(&recording);
         logits[18] += 3.0;
-        let text = recording.judge_values(&[2, 3, 4], &logits, "f32").unwrap().to_string();
+        let text = recording.compare_values(&[2, 3, 4], &logits, "f32").unwrap().to_string();
         for part in [
             "diverged: relative L2",
             "5.23.0_eager_sdpa_f64, f64 (torch 2.15.0)",
