@@ -13,7 +13,7 @@ use super::element::Element;
 use super::math::{self, Activation};
 use super::packing::{PackedGateUp, PackedLinear, Panels, padded};
 use super::pool::{Pool, Shards};
-use super::simd::{Op, Simd};
+use super::simd::{MOST_LANES, Op, Simd};
 use super::tile::{Apart, Interleaved, LINE, PANEL, UNROLLED, tile_of};
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ use std::sync::Arc;
 const CHUNK: usize = 128;
 /// [`CHUNK`] for few rows, whose time is that of reading the weights, so that the compensated total costs nothing.
 const SHORT_CHUNK: usize = 32;
+/// Floats between what a tile of few rows multiplies and what it prefetches.
+const AHEAD: usize = 4096;
 /// Up to this many rows, the input is read in place instead of being interleaved first.
 const FEW_ROWS: usize = 4;
 /// Approximate bytes of weights that one task reads when the input has few rows.
@@ -164,11 +166,8 @@ impl<T: Element> Panels<T> {
                 // SAFETY: task i alone writes its block.
                 let to = unsafe { memory.slice(first * steps, (end - first) * steps) };
                 let xs = &xs[first * self.k..end * self.k];
-                if widens {
-                    interleave(xs, self.k, 1, to, |row, step| row.get(step).map_or(0.0, |x| x.to_f32()));
-                } else {
-                    interleave(xs, self.k, T::PER_UNIT, to, T::unit);
-                }
+                // SAFETY: the pool's level exists on this machine.
+                unsafe { pool.isa().run(Interleave { xs, k: self.k, widens, to }) };
             });
         }
         let a = if in_place { xs.as_ptr().cast::<f32>() } else { memory.at(0) };
@@ -218,29 +217,53 @@ impl ConstPtr {
     }
 }
 
-/// Converts rows `[_, k]` to units `[step][row]`, 16 steps of every row at a time; a unit is `per_unit` elements.
-fn interleave<T: Element>(
-    xs: &[T],
+/// Converts rows `[_, k]`, at most as many as a tile has, to units `[step][row]`.
+struct Interleave<'a, T> {
+    xs: &'a [T],
     k: usize,
-    per_unit: usize,
-    to: &mut [f32],
-    unit: impl Fn(&[T], usize) -> f32,
-) {
-    const STEPS: usize = 16;
-    let rows = xs.len() / k;
-    let whole = k / (STEPS * per_unit) * STEPS;
-    for first in (0..whole).step_by(STEPS) {
-        let to = &mut to[first * rows..(first + STEPS) * rows];
-        for (r, row) in xs.chunks_exact(k).enumerate() {
-            let from = &row[first * per_unit..(first + STEPS) * per_unit];
-            for (step, to) in to.chunks_exact_mut(rows).enumerate() {
-                to[r] = unit(from, step);
+    /// Whether a unit is one element, widened; otherwise it is that of the element type.
+    widens: bool,
+    to: &'a mut [f32],
+}
+
+impl<T: Element> Op for Interleave<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let Self { xs, k, widens, to } = self;
+        let per_unit = if widens { 1 } else { T::PER_UNIT };
+        let rows = xs.len() / k;
+        assert!(rows <= S::LANES, "a tile has {} rows at most", S::TILE_ROWS);
+        let whole = k / (S::LANES * per_unit) * S::LANES;
+        for first in (0..whole).step_by(S::LANES) {
+            // SAFETY: so many steps of a row are whole units inside `xs`; a vector is stored only inside `to`.
+            unsafe {
+                let mut vectors = [S::splat(0.0); MOST_LANES];
+                for (r, vector) in vectors[..S::LANES].iter_mut().enumerate() {
+                    if r < rows {
+                        let from = xs.as_ptr().add(r * k + first * per_unit);
+                        *vector = if widens { T::load::<S>(from, S::LANES) } else { S::load(from.cast()) };
+                    }
+                }
+                S::transpose(&mut vectors);
+                for (step, vector) in vectors[..S::LANES].iter().enumerate() {
+                    let at = (first + step) * rows;
+                    let place = to.as_mut_ptr().add(at);
+                    // What a vector writes behind its rows, the next steps write again.
+                    if at + S::LANES <= to.len() {
+                        S::store(place, *vector)
+                    } else {
+                        S::store_n(place, *vector, rows)
+                    }
+                }
             }
         }
-    }
-    for step in whole..to.len() / rows {
-        for (r, row) in xs.chunks_exact(k).enumerate() {
-            to[step * rows + r] = unit(row, step);
+        for step in whole..to.len() / rows {
+            for (r, row) in xs.chunks_exact(k).enumerate() {
+                to[step * rows + r] =
+                    if widens { row.get(step).map_or(0.0, |x| x.to_f32()) } else { T::unit(row, step) };
+            }
         }
     }
 }
@@ -297,7 +320,8 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                     unsafe {
                         let b = panel_at.add(step * PANEL);
                         if self.in_place {
-                            let (a, apart) = (self.a.add(row * self.steps + step), Apart(self.steps));
+                            let a = self.a.add(row * self.steps + step);
+                            let apart = Apart { distance: self.steps, next: b.wrapping_add(AHEAD) };
                             let [part, low] = few.0.each_mut().map(|sums| sums.as_mut_ptr());
                             if step == 0 {
                                 few_rows::<S, T>(rows, count, a, apart, b, sums);

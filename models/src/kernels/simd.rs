@@ -114,6 +114,9 @@ pub(crate) trait Op {
     unsafe fn call<S: Simd>(self) -> Self::Output;
 }
 
+/// The most lanes of any level.
+pub(crate) const MOST_LANES: usize = 16;
+
 /// A vector of f32 lanes and its operations. The same vectors hold bf16 pairs: the even element is in the low half of
 /// a lane, the odd one in the high half.
 ///
@@ -181,6 +184,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn sum(a: Self::F) -> f32;
     /// Largest lane (unspecified with a NaN).
     unsafe fn max_lane(a: Self::F) -> f32;
+    /// Lane `j` of vector `i` becomes lane `i` of vector `j`, for the first `LANES` vectors.
+    unsafe fn transpose(vectors: &mut [Self::F; MOST_LANES]);
     /// Prefetches the cache line at `p` into L2; any address is allowed.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}

@@ -49,14 +49,27 @@ impl Rows for Interleaved {
     }
 }
 
-/// Rows at a distance known at run time; suited to few rows, whose addresses stay in registers.
+/// Rows at a distance known at run time; suited to few rows, whose addresses stay in registers. Each iteration also prefetches
+/// as much of the panels from `next` on as it multiplies.
 #[derive(Clone, Copy)]
-pub(crate) struct Apart(pub(crate) usize);
+pub(crate) struct Apart {
+    pub(crate) distance: usize,
+    pub(crate) next: *const f32,
+}
 
 impl Rows for Apart {
     #[inline(always)]
     fn at<const R: usize>(self, row: usize, step: usize) -> usize {
-        row * self.0 + step
+        row * self.distance + step
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&mut self) {
+        for _ in 0..UNROLLED * PANEL / LINE {
+            // SAFETY: any address may be asked for.
+            unsafe { S::prefetch(self.next) };
+            self.next = self.next.wrapping_add(LINE);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "implements the unsafe vector trait; only the pointer methods need it")]
 
-use super::Simd;
+use super::{MOST_LANES, Simd};
 use half::bf16;
 
 /// The level that needs no target feature beyond the target's baseline.
@@ -130,6 +130,13 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn exp2i(n: V) -> V {
         n.map(|x| f32::from_bits((((x as i32).wrapping_add(127)) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn transpose(vectors: &mut [V; MOST_LANES]) {
+        let [a, b, c, d, ..] = *vectors;
+        for (i, vector) in vectors[..4].iter_mut().enumerate() {
+            *vector = [a[i], b[i], c[i], d[i]];
+        }
     }
     #[inline(always)]
     unsafe fn less(a: V, b: V) -> [bool; 4] {

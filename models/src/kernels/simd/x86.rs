@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "vector intrinsics")]
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "some ninety intrinsics of one family"))]
 
-use super::{Op, Simd};
+use super::{MOST_LANES, Op, Simd};
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -160,6 +160,31 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn transpose(vectors: &mut [__m256; MOST_LANES]) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            // Lane group l of `of_four[g][j]` holds column 4 l + j of the rows 4 g to 4 g + 3.
+            let mut of_four = [[_mm256_setzero_ps(); 4]; 2];
+            for (g, of_four) in of_four.iter_mut().enumerate() {
+                let (a, b, c, d) =
+                    (vectors[4 * g], vectors[4 * g + 1], vectors[4 * g + 2], vectors[4 * g + 3]);
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                *of_four = [
+                    _mm256_shuffle_ps::<0x44>(ab, cd),
+                    _mm256_shuffle_ps::<0xee>(ab, cd),
+                    _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                    _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+                ];
+            }
+            for j in 0..4 {
+                let (upper, lower) = (of_four[0][j], of_four[1][j]);
+                vectors[j] = _mm256_permute2f128_ps::<0x20>(upper, lower);
+                vectors[4 + j] = _mm256_permute2f128_ps::<0x31>(upper, lower);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn less(a: __m256, b: __m256) -> __m256 {
         // SAFETY: the trait's contract.
         unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(a, b) }
@@ -271,6 +296,36 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store_bf16_n(p: *mut bf16, v: __m512, n: usize) {
         // SAFETY: lanes above n are masked off and not touched.
         unsafe { _mm256_mask_storeu_epi16(p.cast(), lanes(n), Self::narrow(v)) };
+    }
+    #[inline(always)]
+    unsafe fn transpose(vectors: &mut [__m512; MOST_LANES]) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            // Lane group l of `of_four[g][j]` holds column 4 l + j of the rows 4 g to 4 g + 3.
+            let mut of_four = [[_mm512_setzero_ps(); 4]; 4];
+            for (g, of_four) in of_four.iter_mut().enumerate() {
+                let (a, b, c, d) =
+                    (vectors[4 * g], vectors[4 * g + 1], vectors[4 * g + 2], vectors[4 * g + 3]);
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                *of_four = [
+                    _mm512_shuffle_ps::<0x44>(ab, cd),
+                    _mm512_shuffle_ps::<0xee>(ab, cd),
+                    _mm512_shuffle_ps::<0x44>(ab_high, cd_high),
+                    _mm512_shuffle_ps::<0xee>(ab_high, cd_high),
+                ];
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [of_four[0][j], of_four[1][j], of_four[2][j], of_four[3][j]];
+                let (ab, cd) = (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                let (ab_high, cd_high) =
+                    (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+                vectors[j] = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+                vectors[4 + j] = _mm512_shuffle_f32x4::<0xdd>(ab, cd);
+                vectors[8 + j] = _mm512_shuffle_f32x4::<0x88>(ab_high, cd_high);
+                vectors[12 + j] = _mm512_shuffle_f32x4::<0xdd>(ab_high, cd_high);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn less(a: __m512, b: __m512) -> __mmask16 {
