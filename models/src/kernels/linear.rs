@@ -322,7 +322,9 @@ impl<T: Element, O: Element> Op for Group<'_, T, O> {
                         if self.in_place {
                             let a = self.a.add(row * self.steps + step);
                             let apart = Apart { distance: self.steps, next: b.wrapping_add(AHEAD) };
-                            let [part, low] = few.0.each_mut().map(|sums| sums.as_mut_ptr());
+                            // `each_mut` with `map` would be a call: closures are not compiled for the level.
+                            let [part, low] = &mut few.0;
+                            let (part, low) = (part.as_mut_ptr(), low.as_mut_ptr());
                             if step == 0 {
                                 few_rows::<S, T>(rows, count, a, apart, b, sums);
                             } else {
