@@ -24,7 +24,8 @@ use std::sync::Arc;
 const CHUNK: usize = 128;
 /// [`CHUNK`] for few rows, whose time is that of reading the weights, so that the compensated total costs nothing.
 const SHORT_CHUNK: usize = 32;
-/// Floats between what a tile of few rows multiplies and what it prefetches.
+/// Floats between what a tile of few rows multiplies and what it prefetches: 16 KiB. The processor's own prefetching stops at
+/// the end of a page. On a Zen 5, 4 to 32 KiB ahead decode in 0.77 to 0.87 of the time without (15 rounds).
 const AHEAD: usize = 4096;
 /// Up to this many rows, the input is read in place instead of being interleaved first.
 const FEW_ROWS: usize = 4;
@@ -221,7 +222,7 @@ impl ConstPtr {
 struct Interleave<'a, T> {
     xs: &'a [T],
     k: usize,
-    /// Whether a unit is one element, widened; otherwise it is that of the element type.
+    /// Whether a unit is one element, widened to f32.
     widens: bool,
     to: &'a mut [f32],
 }
