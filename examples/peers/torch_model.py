@@ -17,10 +17,21 @@ def model(job: Job, dtype: str, attention: str):
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(job.checkpoint)
+    loaded = getattr(transformers, config.architectures[0]).from_pretrained(
         job.checkpoint, dtype=DTYPES[dtype], attn_implementation=attention
     )
     return loaded.eval(), torch.from_numpy(job.ids)
+
+
+def main_output(outputs):
+    """The logits, or the hidden states of a model without a head, such as `BertModel`."""
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+
+
+def without_cache(model) -> dict[str, bool]:
+    """The argument that switches off the KV cache of a model that has one."""
+    return {"use_cache": False} if model.can_generate() else {}
 
 
 def versions(*names: str) -> dict[str, str]:
@@ -32,7 +43,7 @@ def compiled(job: Job, engine: str, **options) -> Engine:
     loaded, ids = model(job, job.dtype, "sdpa")
     function = torch.compile(loaded, dynamic=False, **options)
     return Engine(
-        forward=lambda: function(input_ids=ids, use_cache=False).logits.float().numpy(),
+        forward=lambda: main_output(function(input_ids=ids, **without_cache(loaded))).float().numpy(),
         libraries=versions(*{engine, "torch", "transformers"}),
     )
 
@@ -45,7 +56,7 @@ class Logits(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids):
-        return self.model(input_ids=input_ids, use_cache=False).logits
+        return main_output(self.model(input_ids=input_ids, **without_cache(self.model)))
 
 
 def onnx_file(job: Job) -> tuple[tempfile.TemporaryDirectory, str]:
