@@ -31,6 +31,9 @@ const AHEAD: usize = 4096;
 const FEW_ROWS: usize = 4;
 /// Approximate bytes of weights that one task reads when the input has few rows.
 const GROUP_BYTES: usize = 384 << 10;
+/// Most bytes of interleaved rows in one part of a product, so that they stay in L2 beside a panel. On a Zen 5, 4096 rows of
+/// MiniLM take 0.8 of the time of one part; 384 KiB and 1.5 MiB are as fast.
+const PART_BYTES: usize = 768 << 10;
 /// Upper bound on the rows of a tile at every instruction level.
 const MOST_ROWS: usize = 16;
 
@@ -145,6 +148,21 @@ impl<T: Element> Panels<T> {
     /// `out` is writable, and with an epilogue that adds also initialised, for `m * n` values.
     unsafe fn forward<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: *mut O, finish: Finish) {
         assert_eq!(xs.len(), m * self.k, "xs: [{m}, {}]", self.k);
+        let row = self.k.div_ceil(T::PER_UNIT) * size_of::<f32>();
+        let parts = m.div_ceil((PART_BYTES / row).max(MOST_ROWS));
+        for part in 0..parts {
+            let (first, end) = (part * m / parts, (part + 1) * m / parts);
+            let xs = &xs[first * self.k..end * self.k];
+            // SAFETY: the part's rows of `out`.
+            unsafe { self.forward_part(pool, xs, end - first, out.add(first * self.n), finish) };
+        }
+    }
+
+    /// The product of rows that stay in L2.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn forward_part<O: Element>(&self, pool: &Pool, xs: &[T], m: usize, out: *mut O, finish: Finish) {
         if m == 0 || self.n == 0 {
             return;
         }
@@ -253,9 +271,9 @@ impl<T: Element> Op for Interleave<'_, T> {
                     let place = to.as_mut_ptr().add(at);
                     // What a vector writes behind its rows, the next steps write again.
                     if at + S::LANES <= to.len() {
-                        S::store(place, *vector)
+                        S::store(place, *vector);
                     } else {
-                        S::store_n(place, *vector, rows)
+                        S::store_n(place, *vector, rows);
                     }
                 }
             }

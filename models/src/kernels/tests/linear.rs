@@ -105,6 +105,12 @@ fn sums_longer_than_a_chunk_match_f64() {
     }
 }
 
+/// A row is so long that a part has 16 rows, the fewest, and in bf16 ends in half a unit.
+#[test]
+fn more_rows_than_one_part_match_f64() {
+    both!(check_epilogues(41, 33, 25_001, 7));
+}
+
 /// Each addition to a sum of 1 rounds away 0.4 units in its last place, always in the same direction.
 fn check_large_product<T: Element>(m: usize, additions: f64) {
     let (n, k) = (40, 1536);
