@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Dtype;
 use super::entry::{Entry, row_in_file};
-use super::kernels::{self, LANES};
+use super::kernels::{self, WIDE};
 use super::logits::{Logits, LogitsError, LogitsRow};
 use super::mask::Mask;
 use super::matrix::Matrix;
@@ -138,7 +138,7 @@ impl Sides<'_> {
         let rows = [self.row(0, at)?, self.row(1, at)?];
         let length = self.logits[0].shape()[2];
         let values = rows.each_ref().map(|row| {
-            let mut values = vec![0.0; length.next_multiple_of(LANES)];
+            let mut values = vec![0.0; length.next_multiple_of(WIDE)];
             kernels::widen(row, 0, length, &mut values);
             values
         });

@@ -1,5 +1,7 @@
 //! Accumulates the rows of a plan into one result per pair, in order of positions, so that threads do not affect it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::entry::row_in_file;
@@ -15,6 +17,8 @@ use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 /// and with float64 reached 11.3 on SmolLM2-135M, 8.7 on gemma-3-270m, 8.3 on MiniLM's hidden states and 5.7 on ten
 /// synthetic checkpoints (docs/metrics.md). The limit is about three times the largest of these.
 const PROMINENT: f64 = 32.0;
+/// Tokens read at a time in search of the largest difference.
+const READ_AGAIN: usize = 8192;
 
 /// Running results of all pairs of a plan.
 pub(super) struct Fold<'a> {
@@ -288,30 +292,45 @@ fn diagonal(plan: &Plan<'_>, index: usize, entry: &EntryFold) -> Option<PairMetr
 /// The first token at which the absolute difference of a position reaches `max`.
 fn find(plan: &Plan<'_>, a: usize, b: usize, position: usize, max: f64) -> Result<ElementIndex, LogitsError> {
     let at = plan.frame.positions[position];
-    let (a, b) = (read(plan, a, at)?, read(plan, b, at)?);
-    let token = a.iter().zip(&b).position(|(a, b)| (a - b).abs() >= max);
-    Ok(ElementIndex { at, token: token.expect("the pass met this difference in this row") })
+    let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
+    for from in (0..plan.vocab_size).step_by(READ_AGAIN) {
+        let tokens = from..plan.vocab_size.min(from + READ_AGAIN);
+        read(plan, a, at, tokens.clone(), &mut row_a)?;
+        read(plan, b, at, tokens, &mut row_b)?;
+        let mut pairs = row_a.to_f64().into_iter().zip(row_b.to_f64());
+        if let Some(token) = pairs.position(|(a, b)| (a - b).abs() >= max) {
+            return Ok(ElementIndex { at, token: from + token });
+        }
+    }
+    unreachable!("the pass met this difference in this row")
 }
 
 /// Whether two files hold the same values, NaN included, at all positions that were compared.
 fn equal(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, LogitsError> {
+    let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
     for compared in &fold.per_position {
         let at = plan.frame.positions[compared.position as usize];
-        let (a, b) = (read(plan, a, at)?, read(plan, b, at)?);
-        let same = |(a, b): (&f64, &f64)| {
-            a.partial_cmp(b).is_some_and(std::cmp::Ordering::is_eq) || (a.is_nan() && b.is_nan())
+        read(plan, a, at, 0..plan.vocab_size, &mut row_a)?;
+        read(plan, b, at, 0..plan.vocab_size, &mut row_b)?;
+        let same = |(a, b): (f64, f64)| {
+            a.partial_cmp(&b).is_some_and(std::cmp::Ordering::is_eq) || (a.is_nan() && b.is_nan())
         };
-        if !a.iter().zip(&b).all(same) {
+        if !row_a.to_f64().into_iter().zip(row_b.to_f64()).all(same) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn read(plan: &Plan<'_>, entry: usize, at: PositionIndex) -> Result<Vec<f64>, LogitsError> {
+/// Reads the logits of `tokens` at a position that the pass has read before.
+fn read(
+    plan: &Plan<'_>,
+    entry: usize,
+    at: PositionIndex,
+    tokens: Range<usize>,
+    row: &mut LogitsRow,
+) -> Result<(), LogitsError> {
     let logits = plan.files[entry];
     let position = row_in_file(logits, &plan.frame.mask, at.position).expect("the pass read this row before");
-    let mut row = LogitsRow::default();
-    logits.read_row(at.row * logits.shape()[1] + position, &mut row)?;
-    Ok(row.to_f64())
+    logits.read_part(at.row * logits.shape()[1] + position, tokens, row)
 }

@@ -15,12 +15,15 @@ use pulp::Simd;
 
 use super::logits::LogitsRow;
 
-/// Partial sums per quantity; blocks are padded with zeros to a multiple of it.
-pub(super) const LANES: usize = 16;
+/// Partial sums per quantity.
+pub(super) const LANES: usize = 8;
+/// Partial maxima of ordinals. Blocks are padded with zeros to a multiple of it.
+pub(super) const WIDE: usize = 2 * LANES;
 type Lanes = [f64; LANES];
 
 /// Sums of one pair over one row.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
 pub(super) struct PairLanes {
     /// Σ (a − b)².
     pub(super) squares: Lanes,
@@ -32,14 +35,14 @@ pub(super) struct PairLanes {
     pub(super) weighted_a: Lanes,
     /// Σ eᵇ·(a − b), shifted in the same way.
     pub(super) weighted_b: Lanes,
-    /// Largest difference of ordinals, see [`ordinals`].
-    pub(super) ulp: u32,
-    /// The same for float64 values.
-    pub(super) ulp_f64: u64,
+    /// Largest differences of ordinals, see [`ordinals`].
+    pub(super) ulp: [u32; WIDE],
     /// Σ (a − b)² after rounding both sides to the lower dtype.
     pub(super) rounded_squares: Lanes,
     /// max |a − b| after rounding both sides to the lower dtype.
     pub(super) rounded_max: Lanes,
+    /// As [`PairLanes::ulp`] for float64 values.
+    pub(super) ulp_f64: u64,
 }
 
 /// `a·b + c`, fused if the instruction set has it; without it, emulating the fusion would cost a function call.
@@ -91,56 +94,96 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
     *sum = lanes;
 }
 
-/// Sums of a pair in [`differences`].
-pub(super) const DIFFERENCE_SUMS: usize = 3;
+/// One entry's values in one block.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    pub(super) values: &'a [f64],
+    /// e^(x − [`Block::max`]); not read if only the L2 family is measured.
+    pub(super) exponentials: &'a [f64],
+    /// The largest logit of the whole row.
+    pub(super) max: f64,
+}
 
-/// The L2 family of `M` pairs over one block, each of `a` with the same `b`. `M` pairs at once hide the latency of the
-/// dependent additions.
+/// Sums of a pair in [`differences`], with and without the weighted ones.
+pub(super) const fn sums_per_pair(weighted: bool) -> usize {
+    if weighted { 5 } else { 3 }
+}
+
+/// The L2 family of `M` pairs over one block, each of `a` with the same `b`, and with `WEIGHTED` the weighted differences
+/// of both KL divergences. `M` pairs at once hide the latency of the dependent additions and share the reads of `b`.
 #[inline(always)]
-pub(super) fn differences<S: Simd, const M: usize>(a: [&[f64]; M], b: &[f64], to: &mut [PairLanes; M]) {
-    let mut squares = to.each_ref().map(|to| to.squares);
-    let mut dot = to.each_ref().map(|to| to.dot);
-    let mut max = to.each_ref().map(|to| to.max);
-    let a = a.map(|a| &a.as_chunks::<LANES>().0[..b.len() / LANES]);
-    for (i, b) in b.as_chunks::<LANES>().0.iter().enumerate() {
+pub(super) fn differences<S: Simd, const M: usize, const WEIGHTED: bool>(
+    a: [Block<'_>; M],
+    b: Block<'_>,
+    to: &mut [PairLanes; M],
+) {
+    let mut squares = [[0.0; LANES]; M];
+    let mut dot = [[0.0; LANES]; M];
+    let mut max = [[0.0; LANES]; M];
+    let mut weighted_a = [[0.0; LANES]; M];
+    let mut weighted_b = [[0.0; LANES]; M];
+    for m in 0..M {
+        (squares[m], dot[m], max[m]) = (to[m].squares, to[m].dot, to[m].max);
+        (weighted_a[m], weighted_b[m]) = (to[m].weighted_a, to[m].weighted_b);
+    }
+    let chunks = b.values.len() / LANES;
+    let (values_b, exp_b) = (chunked(b.values, chunks), chunked(b.exponentials, chunks));
+    let mut values_a = [&values_b[..]; M];
+    let mut exp_a = [&exp_b[..]; M];
+    for m in 0..M {
+        values_a[m] = chunked(a[m].values, chunks);
+        exp_a[m] = chunked(a[m].exponentials, if WEIGHTED { chunks } else { 0 });
+    }
+    for i in 0..chunks {
         for m in 0..M {
-            let a = &a[m][i];
             for l in 0..LANES {
-                let d = a[l] - b[l];
+                let (x, y) = (values_a[m][i][l], values_b[i][l]);
+                let d = x - y;
                 squares[m][l] = multiply_add::<S>(d, d, squares[m][l]);
-                dot[m][l] = multiply_add::<S>(a[l], b[l], dot[m][l]);
+                dot[m][l] = multiply_add::<S>(x, y, dot[m][l]);
                 let size = d.abs();
                 max[m][l] = if size > max[m][l] { size } else { max[m][l] };
+                if WEIGHTED {
+                    let shifted = (x - a[m].max) - (y - b.max);
+                    weighted_a[m][l] = multiply_add::<S>(exp_a[m][i][l], shifted, weighted_a[m][l]);
+                    weighted_b[m][l] = multiply_add::<S>(exp_b[i][l], shifted, weighted_b[m][l]);
+                }
             }
         }
     }
     for m in 0..M {
         (to[m].squares, to[m].dot, to[m].max) = (squares[m], dot[m], max[m]);
+        (to[m].weighted_a, to[m].weighted_b) = (weighted_a[m], weighted_b[m]);
     }
 }
 
-/// Adds the weighted differences of both KL divergences of one pair over one block of shifted values.
+/// The first `chunks` whole chunks of a block.
 #[inline(always)]
-pub(super) fn weighted<S: Simd>(a: &[f64], b: &[f64], exp_a: &[f64], exp_b: &[f64], to: &mut PairLanes) {
-    let (mut weighted_a, mut weighted_b) = (to.weighted_a, to.weighted_b);
-    let values = a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0);
-    let weights = exp_a.as_chunks::<LANES>().0.iter().zip(exp_b.as_chunks::<LANES>().0);
-    for ((a, b), (exp_a, exp_b)) in values.zip(weights) {
-        for l in 0..LANES {
-            let d = a[l] - b[l];
-            weighted_a[l] = multiply_add::<S>(exp_a[l], d, weighted_a[l]);
-            weighted_b[l] = multiply_add::<S>(exp_b[l], d, weighted_b[l]);
+fn chunked(block: &[f64], chunks: usize) -> &[Lanes] {
+    &block.as_chunks::<LANES>().0[..chunks]
+}
+
+/// Largest distances between the ordinals of `M` pairs over one block, each of `a` with the same `b`.
+#[inline(always)]
+pub(super) fn ulps<const M: usize>(a: [&[u32]; M], b: &[u32], to: &mut [PairLanes; M]) {
+    let mut ulp = [[0; WIDE]; M];
+    let mut chunks_a = [b.as_chunks::<WIDE>().0; M];
+    for m in 0..M {
+        ulp[m] = to[m].ulp;
+        chunks_a[m] = &a[m].as_chunks::<WIDE>().0[..b.len() / WIDE];
+    }
+    for (i, b) in b.as_chunks::<WIDE>().0.iter().enumerate() {
+        for m in 0..M {
+            let a = &chunks_a[m][i];
+            for l in 0..WIDE {
+                // `abs_diff` compiles to more instructions.
+                ulp[m][l] = ulp[m][l].max(a[l].max(b[l]) - a[l].min(b[l]));
+            }
         }
     }
-    (to.weighted_a, to.weighted_b) = (weighted_a, weighted_b);
-}
-
-/// Largest distance between the ordinals of one pair over one block.
-#[inline(always)]
-pub(super) fn ulps(a: &[u32], b: &[u32], to: &mut PairLanes) {
-    // `abs_diff` compiles to more instructions. Integer maxima need no fixed lanes: their order does not matter.
-    let distance = |(a, b): (&u32, &u32)| *a.max(b) - *a.min(b);
-    to.ulp = a.iter().zip(b).map(distance).fold(to.ulp, u32::max);
+    for m in 0..M {
+        to[m].ulp = ulp[m];
+    }
 }
 
 /// Largest distance of two blocks in representable float64 values, which [`ordinals`] (u32) cannot count.
@@ -170,22 +213,12 @@ pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLa
     (to.rounded_squares, to.rounded_max) = (squares, max);
 }
 
-/// Writes `shifted = x − max` and `out = e^shifted` for the first `length` elements and 0 after them; adds the
-/// exponentials to `sum`.
+/// Writes `out = e^(x − max)` for the first `length` elements and 0 after them; adds the exponentials to `sum`.
 #[inline(always)]
-pub(super) fn exponentials<S: Simd>(
-    x: &[f64],
-    max: f64,
-    length: usize,
-    shifted: &mut [f64],
-    out: &mut [f64],
-    sum: &mut Lanes,
-) {
-    for ((shifted, to), &x) in shifted.iter_mut().zip(out.iter_mut()).zip(x) {
-        *shifted = x - max;
-        *to = exp_negative::<S>(*shifted);
+pub(super) fn exponentials<S: Simd>(x: &[f64], max: f64, length: usize, out: &mut [f64], sum: &mut Lanes) {
+    for (to, &x) in out.iter_mut().zip(x) {
+        *to = exp_negative::<S>(x - max);
     }
-    shifted[length..].fill(0.0);
     out[length..].fill(0.0);
     let mut lanes = *sum;
     for e in out.as_chunks::<LANES>().0 {
@@ -263,8 +296,8 @@ pub(super) fn ordinals(x: &[f64], is_wide: bool, dtype: Dtype, out: &mut [u32], 
             }
         }
         Dtype::F16 => {
-            for (to, x) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
-                let mut halves = [half::f16::ZERO; LANES];
+            for (to, x) in out.as_chunks_mut::<WIDE>().0.iter_mut().zip(x.as_chunks::<WIDE>().0) {
+                let mut halves = [half::f16::ZERO; WIDE];
                 halves.convert_from_f32_slice(&x.map(|x| x as f32));
                 *to = halves.map(|half| ordinal(half.to_bits().into(), 15));
             }
@@ -340,19 +373,27 @@ pub(super) fn scan<T: Copy + Into<f64>>(row: &[T], k: usize) -> RowScan {
     let (mut nan, mut infinite) = (0, 0);
     let mut threshold = f64::NEG_INFINITY;
     for (number, chunk) in row.chunks(SCAN).enumerate() {
-        let mut max = [f64::NEG_INFINITY; LANES];
+        let mut max = [f64::NEG_INFINITY; WIDE];
         // x·0 is 0 for finite x and NaN otherwise, so the sum is NaN if the chunk holds a non-finite value.
-        let mut marks = [0.0; LANES];
-        let (lanes, rest) = chunk.as_chunks::<LANES>();
+        let mut marks = [0.0; WIDE];
+        let (lanes, rest) = chunk.as_chunks::<WIDE>();
         for lane in lanes {
-            for l in 0..LANES {
+            for l in 0..WIDE {
                 let x: f64 = lane[l].into();
                 max[l] = if x > max[l] { x } else { max[l] };
                 marks[l] += x * 0.0;
             }
         }
-        let mut chunk_max = max.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mut mark: f64 = marks.iter().sum();
+        // Pairwise: a fold over the lanes would be a chain of dependent instructions.
+        let mut width = WIDE / 2;
+        while width > 0 {
+            for l in 0..width {
+                max[l] = if max[l + width] > max[l] { max[l + width] } else { max[l] };
+                marks[l] += marks[l + width];
+            }
+            width /= 2;
+        }
+        let (mut chunk_max, mut mark) = (max[0], marks[0]);
         for &x in rest {
             let x: f64 = x.into();
             chunk_max = chunk_max.max(x);

@@ -7,17 +7,15 @@ use rayon::prelude::*;
 use super::Dtype;
 use super::entry::row_in_file;
 use super::fold::Fold;
-use super::kernels::{self, LANES, PairLanes, RowScan};
+use super::kernels::{self, Block, LANES, PairLanes, RowScan, WIDE};
 use super::logits::{LogitsError, LogitsRow};
 use super::metrics::PositionIndex;
-use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
+use super::plan::{EntryRow, Measured, PairRow, Plan, PlannedPair, RowResult};
 
 /// Largest total size in bytes of the logits of the rows in flight.
 const IN_FLIGHT_BYTES: usize = 256 << 20;
 /// Largest number of rows between two folds of the results.
 const ROWS_AT_ONCE: usize = 64;
-/// Pairs accumulated at once if their lanes fit into the vector registers.
-const AT_ONCE: usize = 4;
 
 /// Reads all files once and measures all pairs, the diagonal included.
 pub(super) fn run(plan: &Plan<'_>) -> Result<Vec<Measured>, LogitsError> {
@@ -76,14 +74,34 @@ struct Scratch {
     rows: Vec<LogitsRow>,
     present: Vec<bool>,
     scans: Vec<Option<RowScan>>,
-    values: Vec<f64>,
-    shifted: Vec<f64>,
-    exponentials: Vec<f64>,
-    ordinals: Vec<u32>,
-    rounded: Vec<f64>,
+    values: Buffer<f64>,
+    exponentials: Buffer<f64>,
+    ordinals: Buffer<u32>,
+    rounded: Buffer<f64>,
     lanes: Vec<PairLanes>,
     squares: Vec<[f64; LANES]>,
     sums: Vec<[f64; LANES]>,
+}
+
+/// Bytes of a cache line. A vector of 64 bytes that crosses one is read twice.
+const LINE: usize = 64;
+
+/// Numbers whose first one begins a cache line.
+#[derive(Default)]
+struct Buffer<T> {
+    numbers: Vec<T>,
+    start: usize,
+}
+
+impl<T: Copy + Default> Buffer<T> {
+    fn resize(&mut self, length: usize) {
+        self.numbers.resize(length + LINE / size_of::<T>(), T::default());
+        self.start = self.numbers.as_ptr().align_offset(LINE);
+    }
+
+    fn numbers(&mut self) -> &mut [T] {
+        &mut self.numbers[self.start..]
+    }
 }
 
 impl Scratch {
@@ -95,11 +113,10 @@ impl Scratch {
         self.present.extend(held.iter().map(Option::is_some));
         self.scans.clear();
         self.scans.resize(n, None);
-        self.values.resize(n * block, 0.0);
-        self.shifted.resize(n * block, 0.0);
-        self.exponentials.resize(n * block, 0.0);
-        self.ordinals.resize(plan.views.len() * block, 0);
-        self.rounded.resize(plan.views.len() * block, 0.0);
+        self.values.resize(n * block);
+        self.exponentials.resize(n * block);
+        self.ordinals.resize(plan.views.len() * block);
+        self.rounded.resize(plan.views.len() * block);
         self.lanes.clear();
         self.lanes.resize(plan.pairs.len(), PairLanes::default());
         self.squares.clear();
@@ -122,7 +139,7 @@ impl Scratch {
             max: kernels::largest(&lanes.max),
             weighted_a: kernels::total(&lanes.weighted_a),
             weighted_b: kernels::total(&lanes.weighted_b),
-            ulp: lanes.ulp_f64.max(lanes.ulp.into()),
+            ulp: lanes.ulp.iter().fold(lanes.ulp_f64, |most, &ulp| most.max(ulp.into())),
             rounded_squares: kernels::total(&lanes.rounded_squares),
             rounded_max: kernels::largest(&lanes.rounded_max),
         };
@@ -152,19 +169,10 @@ impl pulp::WithSimd for Part<'_> {
         let Self { plan, scratch, length: part } = self;
         let n = plan.files.len();
         let block = plan.block;
-        let Scratch {
-            rows,
-            present,
-            scans,
-            values,
-            shifted,
-            exponentials,
-            ordinals,
-            rounded,
-            lanes,
-            squares,
-            sums,
-        } = scratch;
+        let Scratch { rows, present, scans, values, exponentials, ordinals, rounded, lanes, squares, sums } =
+            scratch;
+        let (values, exponentials) = (values.numbers(), exponentials.numbers());
+        let (ordinals, rounded) = (ordinals.numbers(), rounded.numbers());
         if plan.all {
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let row = &rows[entry];
@@ -179,22 +187,14 @@ impl pulp::WithSimd for Part<'_> {
         let mut from = 0;
         while from < part {
             let length = block.min(part - from);
-            let padded = length.next_multiple_of(LANES);
+            let padded = length.next_multiple_of(WIDE);
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let values = &mut values[entry * block..][..padded];
                 kernels::widen(&rows[entry], from, length, values);
                 kernels::squares::<S>(values, &mut squares[entry]);
                 if let Some(scan) = &scans[entry] {
                     let exponentials = &mut exponentials[entry * block..][..padded];
-                    let shifted = &mut shifted[entry * block..][..padded];
-                    kernels::exponentials::<S>(
-                        values,
-                        scan.max,
-                        length,
-                        shifted,
-                        exponentials,
-                        &mut sums[entry],
-                    );
+                    kernels::exponentials::<S>(values, scan.max, length, exponentials, &mut sums[entry]);
                 }
             }
             if plan.all {
@@ -205,77 +205,119 @@ impl pulp::WithSimd for Part<'_> {
                     kernels::ordinals(values, rows[view.entry].is_wide, view.dtype, ordinals, rounded);
                 }
             }
-            let own = |entry: usize| entry * block..entry * block + padded;
-            // The pairs of one second entry `b` are contiguous in `lanes`.
-            let mut rest = &mut lanes[..];
+            let blocks = Blocks { plan, padded, values, exponentials, scans, ordinals, rounded };
+            let (mut planned, mut lanes) = (&plan.pairs[..], &mut lanes[..]);
             for b in 0..n {
-                let (row, below) = rest.split_at_mut(b);
-                rest = below;
-                if present[b] {
-                    let values = |entry: usize| &values[own(entry)];
-                    if S::REGISTER_COUNT >= AT_ONCE * kernels::DIFFERENCE_SUMS * LANES / S::F64_LANES {
-                        row_of_differences::<S, AT_ONCE>(values, b, present, row);
-                    } else {
-                        row_of_differences::<S, 1>(values, b, present, row);
-                    }
+                let (row, below) = planned.split_at(b);
+                let (row_lanes, lanes_below) = lanes.split_at_mut(b);
+                if present[b] && plan.all {
+                    blocks.measure::<S, true>(b, present, row, row_lanes);
+                } else if present[b] {
+                    blocks.measure::<S, false>(b, present, row, row_lanes);
                 }
-            }
-            for (pair, lanes) in plan.pairs.iter().zip(&mut *lanes) {
-                if !(present[pair.a] && present[pair.b]) {
-                    continue;
-                }
-                let (a, b) = (own(pair.a), own(pair.b));
-                if plan.all {
-                    let weights = (&exponentials[a.clone()], &exponentials[b.clone()]);
-                    kernels::weighted::<S>(
-                        &shifted[a.clone()],
-                        &shifted[b.clone()],
-                        weights.0,
-                        weights.1,
-                        lanes,
-                    );
-                    let (view_a, view_b) = (own(pair.view_a), own(pair.view_b));
-                    if plan.views[pair.view_a].dtype == Dtype::F64 {
-                        kernels::ulps_f64(&values[a], &values[b], lanes);
-                    } else {
-                        kernels::ulps(&ordinals[view_a.clone()], &ordinals[view_b.clone()], lanes);
-                    }
-                    if pair.mixed {
-                        kernels::rounded_differences::<S>(&rounded[view_a], &rounded[view_b], lanes);
-                    }
-                }
+                (planned, lanes) = (below, lanes_below);
             }
             from += length;
         }
     }
 }
 
-/// The L2 family of entry `b` paired with every entry before it, `M` pairs at once.
+/// One block of all entries.
+struct Blocks<'a> {
+    plan: &'a Plan<'a>,
+    /// Length of the block, padding included.
+    padded: usize,
+    values: &'a [f64],
+    exponentials: &'a [f64],
+    scans: &'a [Option<RowScan>],
+    ordinals: &'a [u32],
+    rounded: &'a [f64],
+}
+
 #[expect(clippy::inline_always, reason = "compiled with the instruction set of the part")]
-#[inline(always)]
-fn row_of_differences<'v, S: pulp::Simd, const M: usize>(
-    values: impl Fn(usize) -> &'v [f64],
-    b: usize,
-    present: &[bool],
-    row: &mut [PairLanes],
-) {
-    for (number, group) in row.chunks_mut(M).enumerate() {
-        let first = number * M;
-        match <&mut [PairLanes; M]>::try_from(&mut *group) {
-            Ok(group) if present[first..first + M].iter().all(|present| *present) => {
-                let a = std::array::from_fn(|index| values(first + index));
-                kernels::differences::<S, M>(a, values(b), group);
+impl Blocks<'_> {
+    /// The part of a buffer that belongs to an entry or a view.
+    #[inline(always)]
+    fn own<'b, T>(&self, buffer: &'b [T], index: usize) -> &'b [T] {
+        &buffer[index * self.plan.block..][..self.padded]
+    }
+
+    #[inline(always)]
+    fn of(&self, entry: usize) -> Block<'_> {
+        Block {
+            values: self.own(self.values, entry),
+            exponentials: self.own(self.exponentials, entry),
+            max: self.scans[entry].as_ref().map_or(0.0, |scan| scan.max),
+        }
+    }
+
+    /// Measures entry `b` with every entry before it, as many pairs at once as leave vector registers for what is read.
+    #[inline(always)]
+    fn measure<S: pulp::Simd, const ALL: bool>(
+        &self,
+        b: usize,
+        present: &[bool],
+        planned: &[PlannedPair],
+        lanes: &mut [PairLanes],
+    ) {
+        let registers = kernels::sums_per_pair(ALL) * LANES / S::F64_LANES;
+        let most = (S::REGISTER_COUNT * 3 / 4 / registers).clamp(1, 4);
+        let mut first = 0;
+        while first < b {
+            let count = present[first..b].iter().take(most).take_while(|present| **present).count();
+            let (planned, lanes) = (&planned[first..first + count], &mut lanes[first..first + count]);
+            match count {
+                4 => self.at_once::<S, 4, ALL>(first, b, planned, lanes),
+                3 => self.at_once::<S, 3, ALL>(first, b, planned, lanes),
+                2 => self.at_once::<S, 2, ALL>(first, b, planned, lanes),
+                1 => self.at_once::<S, 1, ALL>(first, b, planned, lanes),
+                _ => {}
             }
-            _ => {
-                for (index, pair) in group.iter_mut().enumerate().filter(|(index, _)| present[first + index])
-                {
-                    kernels::differences::<S, 1>(
-                        [values(first + index)],
-                        values(b),
-                        std::array::from_mut(pair),
-                    );
+            first += count.max(1);
+        }
+    }
+
+    /// Measures entry `b` with `M` entries from `first` on.
+    #[inline(always)]
+    fn at_once<S: pulp::Simd, const M: usize, const ALL: bool>(
+        &self,
+        first: usize,
+        b: usize,
+        planned: &[PlannedPair],
+        lanes: &mut [PairLanes],
+    ) {
+        let lanes = <&mut [PairLanes; M]>::try_from(lanes).expect("the caller cuts `M` pairs");
+        let mut a = [self.of(b); M];
+        for (index, a) in a.iter_mut().enumerate() {
+            *a = self.of(first + index);
+        }
+        kernels::differences::<S, M, ALL>(a, self.of(b), lanes);
+        if !ALL {
+            return;
+        }
+        let view_b = planned[0].view_b;
+        let is_wide = |pair: &PlannedPair| self.plan.views[pair.view_b].dtype == Dtype::F64;
+        if planned.iter().all(|pair| pair.view_b == view_b && !is_wide(pair)) {
+            let b = self.own(self.ordinals, view_b);
+            let mut a = [b; M];
+            for (a, pair) in a.iter_mut().zip(planned) {
+                *a = self.own(self.ordinals, pair.view_a);
+            }
+            kernels::ulps(a, b, lanes);
+        } else {
+            for (pair, lanes) in planned.iter().zip(&mut *lanes) {
+                let (a, b) = (self.own(self.values, pair.a), self.own(self.values, pair.b));
+                if is_wide(pair) {
+                    kernels::ulps_f64(a, b, lanes);
+                } else {
+                    let (a, b) = (self.own(self.ordinals, pair.view_a), self.own(self.ordinals, pair.view_b));
+                    kernels::ulps([a], b, std::array::from_mut(lanes));
                 }
             }
+        }
+        for (pair, lanes) in planned.iter().zip(lanes).filter(|(pair, _)| pair.mixed) {
+            let (a, b) = (self.own(self.rounded, pair.view_a), self.own(self.rounded, pair.view_b));
+            kernels::rounded_differences::<S>(a, b, lanes);
         }
     }
 }

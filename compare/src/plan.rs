@@ -1,7 +1,7 @@
 //! The plan of a measurement (the files of one vocabulary size, their pairs and dtypes) and the results of one row.
 
 use super::entry::{Entry, Frame, MetricSet, Options};
-use super::kernels::{LANES, RowScan};
+use super::kernels::{RowScan, WIDE};
 use super::logits::Logits;
 use super::metrics::{PairMetrics, lower_dtype};
 use super::{Dtype, Positions};
@@ -103,8 +103,8 @@ impl<'a> Plan<'a> {
             }
         }
         let widest =
-            if all { L2_BYTES / (24 * files.len() + 16 * views.len()) } else { L1_BYTES / (8 * files.len()) };
-        let block = options.block.unwrap_or(widest).clamp(LANES, 4096) / LANES * LANES;
+            if all { L2_BYTES / (16 * files.len() + 12 * views.len()) } else { L1_BYTES / (8 * files.len()) };
+        let block = options.block.unwrap_or(widest).clamp(WIDE, 4096) / WIDE * WIDE;
         let part = PART_BYTES / (4 * files.len());
         let part = if all { vocab_size } else { part.next_multiple_of(block).min(vocab_size) };
         let dtypes = class.iter().map(|&index| entries[index].dtype).collect();
