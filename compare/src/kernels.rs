@@ -128,8 +128,8 @@ pub(super) fn differences<S: Simd, const M: usize, const WEIGHTED: bool>(
     }
     let chunks = b.values.len() / LANES;
     let (values_b, exp_b) = (chunked(b.values, chunks), chunked(b.exponentials, chunks));
-    let mut values_a = [&values_b[..]; M];
-    let mut exp_a = [&exp_b[..]; M];
+    let mut values_a = [values_b; M];
+    let mut exp_a = [exp_b; M];
     for m in 0..M {
         values_a[m] = chunked(a[m].values, chunks);
         exp_a[m] = chunked(a[m].exponentials, if WEIGHTED { chunks } else { 0 });
