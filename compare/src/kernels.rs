@@ -163,18 +163,21 @@ fn chunked(block: &[f64], chunks: usize) -> &[Lanes] {
     &block.as_chunks::<LANES>().0[..chunks]
 }
 
-/// Largest distances between the ordinals of `M` pairs over one block, each of `a` with the same `b`.
+/// Largest distances between the ordinals of `M` pairs over one block.
 #[inline(always)]
-pub(super) fn ulps<const M: usize>(a: [&[u32]; M], b: &[u32], to: &mut [PairLanes; M]) {
+pub(super) fn ulps<const M: usize>(pairs: [[&[u32]; 2]; M], to: &mut [PairLanes; M]) {
+    let chunks = pairs[0][0].len() / WIDE;
     let mut ulp = [[0; WIDE]; M];
-    let mut chunks_a = [b.as_chunks::<WIDE>().0; M];
+    let mut a = [pairs[0][0].as_chunks::<WIDE>().0; M];
+    let mut b = a;
     for m in 0..M {
         ulp[m] = to[m].ulp;
-        chunks_a[m] = &a[m].as_chunks::<WIDE>().0[..b.len() / WIDE];
+        a[m] = &pairs[m][0].as_chunks::<WIDE>().0[..chunks];
+        b[m] = &pairs[m][1].as_chunks::<WIDE>().0[..chunks];
     }
-    for (i, b) in b.as_chunks::<WIDE>().0.iter().enumerate() {
+    for i in 0..chunks {
         for m in 0..M {
-            let a = &chunks_a[m][i];
+            let (a, b) = (&a[m][i], &b[m][i]);
             for l in 0..WIDE {
                 // `abs_diff` compiles to more instructions.
                 ulp[m][l] = ulp[m][l].max(a[l].max(b[l]) - a[l].min(b[l]));

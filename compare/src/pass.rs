@@ -16,6 +16,8 @@ use super::plan::{EntryRow, Measured, PairRow, Plan, PlannedPair, RowResult};
 const IN_FLIGHT_BYTES: usize = 256 << 20;
 /// Largest number of rows between two folds of the results.
 const ROWS_AT_ONCE: usize = 64;
+/// Bytes of a cache line. A vector of 64 bytes that crosses one is read twice.
+const LINE: usize = 64;
 
 /// Reads all files once and measures all pairs, the diagonal included.
 pub(super) fn run(plan: &Plan<'_>) -> Result<Vec<Measured>, LogitsError> {
@@ -82,9 +84,6 @@ struct Scratch {
     squares: Vec<[f64; LANES]>,
     sums: Vec<[f64; LANES]>,
 }
-
-/// Bytes of a cache line. A vector of 64 bytes that crosses one is read twice.
-const LINE: usize = 64;
 
 /// Numbers whose first one begins a cache line.
 #[derive(Default)]
@@ -295,24 +294,15 @@ impl Blocks<'_> {
         if !ALL {
             return;
         }
-        let view_b = planned[0].view_b;
-        let is_wide = |pair: &PlannedPair| self.plan.views[pair.view_b].dtype == Dtype::F64;
-        if planned.iter().all(|pair| pair.view_b == view_b && !is_wide(pair)) {
-            let b = self.own(self.ordinals, view_b);
-            let mut a = [b; M];
-            for (a, pair) in a.iter_mut().zip(planned) {
-                *a = self.own(self.ordinals, pair.view_a);
-            }
-            kernels::ulps(a, b, lanes);
-        } else {
-            for (pair, lanes) in planned.iter().zip(&mut *lanes) {
-                let (a, b) = (self.own(self.values, pair.a), self.own(self.values, pair.b));
-                if is_wide(pair) {
-                    kernels::ulps_f64(a, b, lanes);
-                } else {
-                    let (a, b) = (self.own(self.ordinals, pair.view_a), self.own(self.ordinals, pair.view_b));
-                    kernels::ulps([a], b, std::array::from_mut(lanes));
-                }
+        let mut ordinals = [[self.ordinals; 2]; M];
+        for (ordinals, pair) in ordinals.iter_mut().zip(planned) {
+            *ordinals = [pair.view_a, pair.view_b].map(|view| self.own(self.ordinals, view));
+        }
+        // Those of float64 views stay 0.
+        kernels::ulps(ordinals, lanes);
+        for (pair, lanes) in planned.iter().zip(&mut *lanes) {
+            if self.plan.views[pair.view_b].dtype == Dtype::F64 {
+                kernels::ulps_f64(self.own(self.values, pair.a), self.own(self.values, pair.b), lanes);
             }
         }
         for (pair, lanes) in planned.iter().zip(lanes).filter(|(pair, _)| pair.mixed) {
