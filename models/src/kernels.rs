@@ -19,6 +19,7 @@ mod attention;
 mod cache;
 mod element;
 mod elementwise;
+mod interleave;
 mod linear;
 mod math;
 mod norm;
