@@ -272,6 +272,7 @@ struct TaskOp<'a, T: Element> {
 
 impl<T: Element> Op for TaskOp<'_, T> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

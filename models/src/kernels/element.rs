@@ -12,6 +12,8 @@ use half::bf16;
 pub trait Element: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// Elements in one 32-bit unit.
     const PER_UNIT: usize;
+    /// Whether this is bf16.
+    const IS_BF16: bool = Self::PER_UNIT > 1;
 
     /// Widens exactly.
     fn to_f32(self) -> f32;

@@ -155,6 +155,7 @@ struct MapOp<'a, T> {
 
 impl<T: Element> Op for MapOp<'_, T> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
@@ -188,6 +189,7 @@ struct SoftmaxRow<'a, T>(&'a mut [T]);
 
 impl<T: Element> Op for SoftmaxRow<'_, T> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

@@ -16,6 +16,7 @@ pub(super) struct Interleave<'a, T> {
 
 impl<T: Element> Op for Interleave<'_, T> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

@@ -257,6 +257,7 @@ struct Group<'a, T, O> {
 
 impl<T: Element, O: Element> Op for Group<'_, T, O> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16 || O::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

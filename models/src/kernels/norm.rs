@@ -150,6 +150,7 @@ struct RowOp<'a, T> {
 
 impl<T: Element> Op for RowOp<'_, T> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

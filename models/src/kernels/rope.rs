@@ -129,6 +129,7 @@ struct TokenOp<'a, T> {
 
 impl<T: Element> Op for TokenOp<'_, T> {
     type Output = ();
+    const HAS_BF16: bool = T::IS_BF16;
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

@@ -92,9 +92,9 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::run_avx2(op),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => x86::run_avx512(op),
+                Self::Avx512SlowBf16 | Self::Avx512Bf16 if O::HAS_BF16 => x86::run_avx512_bf16(op),
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512SlowBf16 | Self::Avx512Bf16 => x86::run_avx512_bf16(op),
+                Self::Avx512 | Self::Avx512SlowBf16 | Self::Avx512Bf16 => x86::run_avx512(op),
                 #[cfg(not(target_arch = "x86_64"))]
                 _ => op.call::<portable::Portable>(),
             }
@@ -106,6 +106,8 @@ impl Isa {
 pub(crate) trait Op {
     /// What the kernel returns.
     type Output;
+    /// Whether an operand is bf16. Kernels of f32 alone are not compiled a second time for the bf16 instructions.
+    const HAS_BF16: bool;
 
     /// Runs the kernel.
     ///

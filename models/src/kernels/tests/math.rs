@@ -14,6 +14,7 @@ struct Map<'a>(&'a mut [f32], Function);
 #[expect(unsafe_code, reason = "calls the vector functions under test")]
 impl Op for Map<'_> {
     type Output = ();
+    const HAS_BF16: bool = false;
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         for chunk in self.0.chunks_exact_mut(16) {
