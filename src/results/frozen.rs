@@ -84,10 +84,14 @@ pub struct Share {
 }
 
 impl Share {
-    /// Whether the run computes this cell (`case/variant`) of `plan`.
-    pub fn has(&self, frozen: &Frozen, case: &str, variant: &str) -> bool {
-        let is_own = |unit: &&Unit| unit.case == case && unit.variants.iter().any(|known| known == variant);
-        frozen.units.iter().filter(|unit| self.units.contains(&unit.name)).any(|unit| is_own(&unit))
+    /// The variants that the run computes of each case of `plan`.
+    pub fn cells<'a>(&self, frozen: &'a Frozen) -> HashMap<&'a str, HashSet<&'a str>> {
+        let names: HashSet<&str> = self.units.iter().map(String::as_str).collect();
+        let mut cells: HashMap<&str, HashSet<&str>> = HashMap::new();
+        for unit in frozen.units.iter().filter(|unit| names.contains(unit.name.as_str())) {
+            cells.entry(&unit.case).or_default().extend(unit.variants.iter().map(String::as_str));
+        }
+        cells
     }
 }
 
@@ -202,16 +206,15 @@ impl Frozen {
     pub fn identity(&self) -> Value {
         let Manifest { config, cases, plan, .. } = &self.run;
         let full = |variant: &Variant| Variant { qualified: true, ..variant.clone() }.name();
-        let prefill = |name: &str| {
-            let known = plan.iter().flat_map(|plan| &plan.cases).find(|case| case.name == name);
-            known.and_then(|case| case.inputs.prefill())
-        };
+        let planned = plan.iter().flat_map(|plan| &plan.cases);
+        let prefills: HashMap<&str, Option<usize>> =
+            planned.map(|case| (case.name.as_str(), case.inputs.prefill())).collect();
         let cases = cases.iter().map(|case| {
             json!({
                 "name": case.name,
                 "checkpoint": case.checkpoint_digest,
                 "inputs": case.inputs_digest,
-                "prefill": prefill(&case.name),
+                "prefill": prefills.get(case.name.as_str()).copied().flatten(),
                 "choices": case.choices,
                 "tolerances": case.tolerances,
                 "variants": case.variants.iter().map(full).collect::<Vec<_>>(),

@@ -47,9 +47,9 @@ impl Part {
                 Ok(shard.of(&frozen.units).into_iter().filter_map(|at| frozen.units.get(at)).collect())
             }
             Self::Unit(name) => {
-                let names: Vec<&str> = frozen.units.iter().map(|unit| unit.name.as_str()).collect();
-                let meant = nearest(name, &names).map(|meant| format!("did you mean `{meant}`? "));
-                let unit = frozen.unit(name).ok_or_else(|| {
+                let unknown = || {
+                    let names: Vec<&str> = frozen.units.iter().map(|unit| unit.name.as_str()).collect();
+                    let meant = nearest(name, &names).map(|meant| format!("did you mean `{meant}`? "));
                     miette::miette!(
                         help = format!(
                             "{}`tfcheck plan --json` lists the units; they are also numbered from 1 to {}",
@@ -58,7 +58,8 @@ impl Part {
                         ),
                         "the plan has no unit `{name}`"
                     )
-                })?;
+                };
+                let unit = frozen.unit(name).ok_or_else(unknown)?;
                 Ok(vec![unit])
             }
         }
@@ -189,7 +190,10 @@ fn share_of(request: &RunRequest, frozen: &Frozen, part: &Part) -> Result<Option
 
 /// The plan without the cells of other shares.
 fn only(plan: Plan, config: &Config, frozen: &Frozen, share: &Share) -> Result<Plan> {
-    let is_own = |case: &CasePlan, cell: &CellPlan| share.has(frozen, &case.name, &cell.variant.name());
+    let own = share.cells(frozen);
+    let is_own = |case: &CasePlan, cell: &CellPlan| {
+        own.get(case.name.as_str()).is_some_and(|variants| variants.contains(cell.variant.name().as_str()))
+    };
     Ok(plan.selected(config, is_own)?)
 }
 
