@@ -17,6 +17,9 @@ use super::plan::{EntryRow, Measured, PairRow, Plan, RowResult};
 /// and with float64 reached 11.3 on SmolLM2-135M, 8.7 on gemma-3-270m, 8.3 on MiniLM's hidden states and 5.7 on ten
 /// synthetic checkpoints (docs/metrics.md). The limit is about three times the largest of these.
 const PROMINENT: f64 = 32.0;
+/// Ratio of squared norms from which the cosine's sum is computed from the values: below it, the difference of squares leaves
+/// the cosine an error of 100 roundings of float64.
+const FAR_LARGER: f64 = 1e4;
 /// Tokens read at a time in search of the largest difference.
 const READ_AGAIN: usize = 8192;
 
@@ -39,7 +42,6 @@ struct PairFold {
     squares: f64,
     squares_a: f64,
     squares_b: f64,
-    dot: f64,
     /// Largest difference that is not NaN.
     max: f64,
     max_position: usize,
@@ -115,7 +117,6 @@ impl PairFold {
         self.squares += pair.squares;
         self.squares_a += a.squares;
         self.squares_b += b.squares;
-        self.dot += pair.dot;
         if pair.max > self.max {
             (self.max, self.max_position) = (pair.max, position);
         }
@@ -208,10 +209,12 @@ fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<P
         norm_a,
         norm_b,
         // Of equal sides the quotient may be one rounding away from 1.
-        cosine: if identical && norm_a > 0.0 && norm_a.is_finite() {
+        cosine: if [norm_a, norm_b].iter().any(|norm| !norm.is_normal()) {
+            f64::NAN
+        } else if identical {
             1.0
         } else {
-            (fold.dot / (norm_a * norm_b)).clamp(-1.0, 1.0)
+            (dot(plan, planned.a, planned.b, &fold)? / norm_a / norm_b).clamp(-1.0, 1.0)
         },
         max_abs: unless_nan(fold.max, fold.squares),
         max_abs_at,
@@ -320,6 +323,25 @@ fn equal(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, L
         }
     }
     Ok(true)
+}
+
+/// Σ a·b, from ‖a − b‖² = ‖a‖² + ‖b‖² − 2 Σ a·b. If one norm is far larger than the other, that would lose the digits of the
+/// sum, and squares may overflow: then the files are read again.
+fn dot(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<f64, LogitsError> {
+    let (smaller, larger) = (fold.squares_a.min(fold.squares_b), fold.squares_a.max(fold.squares_b));
+    let twice = smaller + larger - fold.squares;
+    if larger / smaller < FAR_LARGER && twice.is_finite() {
+        return Ok(0.5 * twice);
+    }
+    let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
+    let mut sum = 0.0;
+    for compared in &fold.per_position {
+        let at = plan.frame.positions[compared.position as usize];
+        read(plan, a, at, 0..plan.vocab_size, &mut row_a)?;
+        read(plan, b, at, 0..plan.vocab_size, &mut row_b)?;
+        sum += row_a.to_f64().into_iter().zip(row_b.to_f64()).map(|(a, b)| a * b).sum::<f64>();
+    }
+    Ok(sum)
 }
 
 /// Reads the logits of `tokens` at a position that the pass has read before.

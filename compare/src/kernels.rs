@@ -27,10 +27,8 @@ type Lanes = [f64; LANES];
 pub(super) struct PairLanes {
     /// Σ (a − b)².
     pub(super) squares: Lanes,
-    /// Σ a·b.
-    pub(super) dot: Lanes,
     /// max |a − b|, NaN ignored.
-    pub(super) max: Lanes,
+    pub(super) max: f64,
     /// Σ eᵃ·(a − b), each side minus its row's largest logit: logits near 10³⁰ would absorb the difference.
     pub(super) weighted_a: Lanes,
     /// Σ eᵇ·(a − b), shifted in the same way.
@@ -52,6 +50,7 @@ fn multiply_add<S: Simd>(a: f64, b: f64, c: f64) -> f64 {
 }
 
 /// Adds the lanes pairwise.
+#[inline(always)]
 pub(super) fn total(lanes: &Lanes) -> f64 {
     let mut sums = *lanes;
     let mut width = LANES / 2;
@@ -64,9 +63,18 @@ pub(super) fn total(lanes: &Lanes) -> f64 {
     sums[0]
 }
 
-/// Largest lane.
+/// Largest lane; no lane is NaN.
+#[inline(always)]
 pub(super) fn largest(lanes: &Lanes) -> f64 {
-    lanes.iter().copied().fold(0.0, f64::max)
+    let mut most = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            most[l] = if most[l + width] > most[l] { most[l + width] } else { most[l] };
+        }
+        width /= 2;
+    }
+    most[0]
 }
 
 /// Widens `row[from..from + length]` into `out`, zero-padded to the end of `out`.
@@ -98,19 +106,22 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a> {
     pub(super) values: &'a [f64],
-    /// e^(x − [`Block::max`]); not read if only the L2 family is measured.
+    /// The values minus the largest logit of the whole row; not read if only the L2 family is measured.
+    pub(super) shifted: &'a [f64],
+    /// e to the power of [`Block::shifted`]; not read if only the L2 family is measured.
     pub(super) exponentials: &'a [f64],
-    /// The largest logit of the whole row.
-    pub(super) max: f64,
 }
 
 /// Sums of a pair in [`differences`], with and without the weighted ones.
 pub(super) const fn sums_per_pair(weighted: bool) -> usize {
-    if weighted { 5 } else { 3 }
+    if weighted { 4 } else { 2 }
 }
 
 /// The L2 family of `M` pairs over one block, each of `a` with the same `b`, and with `WEIGHTED` the weighted differences
 /// of both KL divergences. `M` pairs at once hide the latency of the dependent additions and share the reads of `b`.
+///
+/// Squares are added in twos before they are added to the sum. The largest of these is at least the square of the largest
+/// difference, so that few blocks are searched for a new largest difference.
 #[inline(always)]
 pub(super) fn differences<S: Simd, const M: usize, const WEIGHTED: bool>(
     a: [Block<'_>; M],
@@ -118,49 +129,72 @@ pub(super) fn differences<S: Simd, const M: usize, const WEIGHTED: bool>(
     to: &mut [PairLanes; M],
 ) {
     let mut squares = [[0.0; LANES]; M];
-    let mut dot = [[0.0; LANES]; M];
-    let mut max = [[0.0; LANES]; M];
+    let mut two_squares = [[0.0; LANES]; M];
     let mut weighted_a = [[0.0; LANES]; M];
     let mut weighted_b = [[0.0; LANES]; M];
     for m in 0..M {
-        (squares[m], dot[m], max[m]) = (to[m].squares, to[m].dot, to[m].max);
+        squares[m] = to[m].squares;
         (weighted_a[m], weighted_b[m]) = (to[m].weighted_a, to[m].weighted_b);
     }
-    let chunks = b.values.len() / LANES;
-    let (values_b, exp_b) = (chunked(b.values, chunks), chunked(b.exponentials, chunks));
+    let twos = b.values.len() / WIDE;
+    let read = if WEIGHTED { twos } else { 0 };
+    let (values_b, shifted_b) = (chunked(b.values, twos), chunked(b.shifted, read));
+    let exp_b = chunked(b.exponentials, read);
     let mut values_a = [values_b; M];
-    let mut exp_a = [exp_b; M];
+    let (mut shifted_a, mut exp_a) = ([shifted_b; M], [exp_b; M]);
     for m in 0..M {
-        values_a[m] = chunked(a[m].values, chunks);
-        exp_a[m] = chunked(a[m].exponentials, if WEIGHTED { chunks } else { 0 });
+        values_a[m] = chunked(a[m].values, twos);
+        (shifted_a[m], exp_a[m]) = (chunked(a[m].shifted, read), chunked(a[m].exponentials, read));
     }
-    for i in 0..chunks {
+    for i in 0..twos {
         for m in 0..M {
             for l in 0..LANES {
-                let (x, y) = (values_a[m][i][l], values_b[i][l]);
-                let d = x - y;
-                squares[m][l] = multiply_add::<S>(d, d, squares[m][l]);
-                dot[m][l] = multiply_add::<S>(x, y, dot[m][l]);
-                let size = d.abs();
-                max[m][l] = if size > max[m][l] { size } else { max[m][l] };
-                if WEIGHTED {
-                    let shifted = (x - a[m].max) - (y - b.max);
-                    weighted_a[m][l] = multiply_add::<S>(exp_a[m][i][l], shifted, weighted_a[m][l]);
-                    weighted_b[m][l] = multiply_add::<S>(exp_b[i][l], shifted, weighted_b[m][l]);
+                let first = values_a[m][i][l] - values_b[i][l];
+                let second = values_a[m][i][l + LANES] - values_b[i][l + LANES];
+                let two = multiply_add::<S>(second, second, first * first);
+                squares[m][l] += two;
+                two_squares[m][l] = if two > two_squares[m][l] { two } else { two_squares[m][l] };
+            }
+            if WEIGHTED {
+                for half in [0, LANES] {
+                    for l in half..half + LANES {
+                        let shifted = shifted_a[m][i][l] - shifted_b[i][l];
+                        let lane = l - half;
+                        weighted_a[m][lane] = multiply_add::<S>(exp_a[m][i][l], shifted, weighted_a[m][lane]);
+                        weighted_b[m][lane] = multiply_add::<S>(exp_b[i][l], shifted, weighted_b[m][lane]);
+                    }
                 }
             }
         }
     }
     for m in 0..M {
-        (to[m].squares, to[m].dot, to[m].max) = (squares[m], dot[m], max[m]);
+        to[m].squares = squares[m];
         (to[m].weighted_a, to[m].weighted_b) = (weighted_a[m], weighted_b[m]);
+        // Not less: squares underflow to 0 and overflow. A NaN among the squares hides the other difference of the two.
+        let known = to[m].max * to[m].max;
+        if largest(&two_squares[m]) >= known || total(&squares[m]).is_nan() {
+            to[m].max = largest_difference(a[m].values, b.values, to[m].max);
+        }
     }
+}
+
+/// The largest of `max` and the absolute differences of a block, NaN ignored.
+#[inline(always)]
+fn largest_difference(a: &[f64], b: &[f64], max: f64) -> f64 {
+    let mut lanes = [max; LANES];
+    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+        for l in 0..LANES {
+            let size = (a[l] - b[l]).abs();
+            lanes[l] = if size > lanes[l] { size } else { lanes[l] };
+        }
+    }
+    largest(&lanes)
 }
 
 /// The first `chunks` whole chunks of a block.
 #[inline(always)]
-fn chunked(block: &[f64], chunks: usize) -> &[Lanes] {
-    &block.as_chunks::<LANES>().0[..chunks]
+fn chunked(block: &[f64], chunks: usize) -> &[[f64; WIDE]] {
+    &block.as_chunks::<WIDE>().0[..chunks]
 }
 
 /// Largest distances between the ordinals of `M` pairs over one block.
@@ -216,13 +250,23 @@ pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLa
     (to.rounded_squares, to.rounded_max) = (squares, max);
 }
 
-/// Writes `out = e^(x − max)` for the first `length` elements and 0 after them; adds the exponentials to `sum`.
+/// Writes `shifted = x − max` and `out = e^(x − max)` for the first `length` elements and 0 after them; adds the
+/// exponentials to `sum`.
 #[inline(always)]
-pub(super) fn exponentials<S: Simd>(x: &[f64], max: f64, length: usize, out: &mut [f64], sum: &mut Lanes) {
-    for (to, &x) in out.iter_mut().zip(x) {
-        *to = exp_negative::<S>(x - max);
+pub(super) fn exponentials<S: Simd>(
+    x: &[f64],
+    max: f64,
+    length: usize,
+    shifted: &mut [f64],
+    out: &mut [f64],
+    sum: &mut Lanes,
+) {
+    for ((to, shifted), &x) in out.iter_mut().zip(&mut *shifted).zip(x) {
+        *shifted = x - max;
+        *to = exp_negative::<S>(*shifted);
     }
     out[length..].fill(0.0);
+    shifted[length..].fill(0.0);
     let mut lanes = *sum;
     for e in out.as_chunks::<LANES>().0 {
         for l in 0..LANES {

@@ -77,6 +77,7 @@ struct Scratch {
     present: Vec<bool>,
     scans: Vec<Option<RowScan>>,
     values: Buffer<f64>,
+    shifted: Buffer<f64>,
     exponentials: Buffer<f64>,
     ordinals: Buffer<u32>,
     rounded: Buffer<f64>,
@@ -113,7 +114,9 @@ impl Scratch {
         self.scans.clear();
         self.scans.resize(n, None);
         self.values.resize(n * block);
-        self.exponentials.resize(n * block);
+        let weighted = if plan.all { n * block } else { 0 };
+        self.shifted.resize(weighted);
+        self.exponentials.resize(weighted);
         self.ordinals.resize(plan.views.len() * block);
         self.rounded.resize(plan.views.len() * block);
         self.lanes.clear();
@@ -134,8 +137,7 @@ impl Scratch {
         };
         let pair_row = |lanes: &PairLanes| PairRow {
             squares: kernels::total(&lanes.squares),
-            dot: kernels::total(&lanes.dot),
-            max: kernels::largest(&lanes.max),
+            max: lanes.max,
             weighted_a: kernels::total(&lanes.weighted_a),
             weighted_b: kernels::total(&lanes.weighted_b),
             ulp: lanes.ulp.iter().fold(lanes.ulp_f64, |most, &ulp| most.max(ulp.into())),
@@ -168,10 +170,10 @@ impl pulp::WithSimd for Part<'_> {
         let Self { plan, scratch, length: part } = self;
         let n = plan.files.len();
         let block = plan.block;
-        let Scratch { rows, present, scans, values, exponentials, ordinals, rounded, lanes, squares, sums } =
-            scratch;
-        let (values, exponentials) = (values.numbers(), exponentials.numbers());
-        let (ordinals, rounded) = (ordinals.numbers(), rounded.numbers());
+        let Scratch { rows, present, scans, lanes, squares, sums, .. } = scratch;
+        let (values, shifted) = (scratch.values.numbers(), scratch.shifted.numbers());
+        let exponentials = scratch.exponentials.numbers();
+        let (ordinals, rounded) = (scratch.ordinals.numbers(), scratch.rounded.numbers());
         if plan.all {
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let row = &rows[entry];
@@ -192,8 +194,10 @@ impl pulp::WithSimd for Part<'_> {
                 kernels::widen(&rows[entry], from, length, values);
                 kernels::squares::<S>(values, &mut squares[entry]);
                 if let Some(scan) = &scans[entry] {
+                    let shifted = &mut shifted[entry * block..][..padded];
                     let exponentials = &mut exponentials[entry * block..][..padded];
-                    kernels::exponentials::<S>(values, scan.max, length, exponentials, &mut sums[entry]);
+                    let sums = &mut sums[entry];
+                    kernels::exponentials::<S>(values, scan.max, length, shifted, exponentials, sums);
                 }
             }
             if plan.all {
@@ -204,7 +208,7 @@ impl pulp::WithSimd for Part<'_> {
                     kernels::ordinals(values, rows[view.entry].is_wide, view.dtype, ordinals, rounded);
                 }
             }
-            let blocks = Blocks { plan, padded, values, exponentials, scans, ordinals, rounded };
+            let blocks = Blocks { plan, padded, values, shifted, exponentials, ordinals, rounded };
             let (mut planned, mut lanes) = (&plan.pairs[..], &mut lanes[..]);
             for b in 0..n {
                 let (row, below) = planned.split_at(b);
@@ -227,8 +231,8 @@ struct Blocks<'a> {
     /// Length of the block, padding included.
     padded: usize,
     values: &'a [f64],
+    shifted: &'a [f64],
     exponentials: &'a [f64],
-    scans: &'a [Option<RowScan>],
     ordinals: &'a [u32],
     rounded: &'a [f64],
 }
@@ -242,11 +246,12 @@ impl Blocks<'_> {
     }
 
     #[inline(always)]
-    fn of(&self, entry: usize) -> Block<'_> {
+    fn of<const ALL: bool>(&self, entry: usize) -> Block<'_> {
+        let weighted = |buffer| if ALL { self.own(buffer, entry) } else { &[] };
         Block {
             values: self.own(self.values, entry),
-            exponentials: self.own(self.exponentials, entry),
-            max: self.scans[entry].as_ref().map_or(0.0, |scan| scan.max),
+            shifted: weighted(self.shifted),
+            exponentials: weighted(self.exponentials),
         }
     }
 
@@ -286,11 +291,11 @@ impl Blocks<'_> {
         lanes: &mut [PairLanes],
     ) {
         let lanes = <&mut [PairLanes; M]>::try_from(lanes).expect("the caller cuts `M` pairs");
-        let mut a = [self.of(b); M];
+        let mut a = [self.of::<ALL>(b); M];
         for (index, a) in a.iter_mut().enumerate() {
-            *a = self.of(first + index);
+            *a = self.of::<ALL>(first + index);
         }
-        kernels::differences::<S, M, ALL>(a, self.of(b), lanes);
+        kernels::differences::<S, M, ALL>(a, self.of::<ALL>(b), lanes);
         if !ALL {
             return;
         }

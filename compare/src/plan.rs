@@ -66,7 +66,6 @@ pub(super) struct RowResult {
 #[derive(Clone, Copy, Default)]
 pub(super) struct PairRow {
     pub(super) squares: f64,
-    pub(super) dot: f64,
     pub(super) max: f64,
     pub(super) weighted_a: f64,
     pub(super) weighted_b: f64,
@@ -103,7 +102,7 @@ impl<'a> Plan<'a> {
             }
         }
         let widest =
-            if all { L2_BYTES / (16 * files.len() + 12 * views.len()) } else { L1_BYTES / (8 * files.len()) };
+            if all { L2_BYTES / (24 * files.len() + 12 * views.len()) } else { L1_BYTES / (8 * files.len()) };
         let block = options.block.unwrap_or(widest).clamp(WIDE, 4096) / WIDE * WIDE;
         let part = PART_BYTES / (4 * files.len());
         let part = if all { vocab_size } else { part.next_multiple_of(block).min(vocab_size) };

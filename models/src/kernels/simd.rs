@@ -137,6 +137,8 @@ pub trait Simd: Copy + 'static {
     const MULTIPLIES_PAIRS: bool;
     /// Rows of a tile of two vectors whose sums fit the registers (see `tile.rs`).
     const TILE_ROWS: usize;
+    /// Whether a product of few rows prefetches the panels ahead of it (see `tile.rs`).
+    const PREFETCHES_AHEAD: bool;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F;

@@ -50,7 +50,7 @@ impl Rows for Interleaved {
 }
 
 /// Rows at a distance known at run time; suited to few rows, whose addresses stay in registers. Each iteration also prefetches
-/// as much of the panels from `next` on as it multiplies.
+/// as much of the panels from `next` on as it multiplies, at levels that gain by it.
 #[derive(Clone, Copy)]
 pub(crate) struct Apart {
     pub(crate) distance: usize,
@@ -65,7 +65,8 @@ impl Rows for Apart {
 
     #[inline(always)]
     unsafe fn prefetch<S: Simd>(&mut self) {
-        for _ in 0..UNROLLED * PANEL / LINE {
+        let lines = if S::PREFETCHES_AHEAD { UNROLLED * PANEL / LINE } else { 0 };
+        for _ in 0..lines {
             // SAFETY: any address may be asked for.
             unsafe { S::prefetch(self.next) };
             self.next = self.next.wrapping_add(LINE);

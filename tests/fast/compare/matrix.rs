@@ -59,6 +59,55 @@ fn matrix_equals_the_pairwise_brute_force_and_does_not_depend_on_the_block() {
     }
 }
 
+/// Squares of these differences overflow, underflow, or are NaN beside the largest difference of their pair of lanes.
+#[test]
+fn the_largest_difference_and_the_cosine_are_those_of_plain_loops() {
+    let (shape, n) = ([1, 2, 1003], 2 * 1003);
+    let scaled = |seed, scale: f64| noise(seed, n).iter().map(|x| x * scale).collect::<Vec<f64>>();
+    let with = |changes: &[(usize, f64)]| {
+        let mut values = noise(1, n);
+        changes.iter().for_each(|&(index, value)| values[index] = value);
+        values
+    };
+    let values = [
+        noise(1, n),
+        noise(2, n),
+        scaled(3, 1e-200),
+        scaled(4, 1e-200),
+        scaled(5, 1e200),
+        scaled(6, 3e3),
+        // The NaN is 8 values from the largest difference, so that their squares are added first.
+        with(&[(3, f64::NAN), (11, 1e3), (700, 5e2)]),
+        with(&[(1500, f64::INFINITY), (40, 1e9)]),
+        with(&[(1700, 2e200), (1, 1e200)]),
+        vec![0.0; n],
+    ];
+    let mut files = Files::new();
+    for (index, values) in values.iter().enumerate() {
+        files.add(&index.to_string(), Dtype::F64, shape, values);
+    }
+    let measured = files.matrix(None);
+    for a in 0..values.len() {
+        for b in (0..values.len()).filter(|&b| b != a) {
+            let pairs = || values[a].iter().zip(&values[b]);
+            let sum = |of: fn(&f64, &f64) -> f64| pairs().map(|(a, b)| of(a, b)).sum::<f64>();
+            let found = pair(&measured, a.min(b), a.max(b));
+            let max = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            let undefined = pairs().any(|(a, b)| (a - b).is_nan());
+            check(&format!("({a}, {b}) max"), found.max_abs, if undefined { f64::NAN } else { max });
+            assert_eq!(found.max_abs_at.is_none(), undefined, "({a}, {b})");
+            assert!(!found.identical, "({a}, {b})");
+            let (norm_a, norm_b) = (sum(|a, _| a * a).sqrt(), sum(|_, b| b * b).sqrt());
+            if [norm_a, norm_b].iter().all(|norm| norm.is_finite() && *norm > 0.0) {
+                let cosine = sum(|a, b| a * b) / norm_a / norm_b;
+                assert!((found.cosine - cosine).abs() < 1e-12, "({a}, {b}): {} and {cosine}", found.cosine);
+            } else {
+                assert!(found.cosine.is_nan(), "({a}, {b}): {}", found.cosine);
+            }
+        }
+    }
+}
+
 #[test]
 fn files_with_one_digest_are_measured_once_and_give_the_same_matrix() {
     let shape = [1, 3, 200];

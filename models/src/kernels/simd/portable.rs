@@ -28,6 +28,7 @@ impl Simd for Portable {
     const LANES: usize = 4;
     const MULTIPLIES_PAIRS: bool = false;
     const TILE_ROWS: usize = 4;
+    const PREFETCHES_AHEAD: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> V {

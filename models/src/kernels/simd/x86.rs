@@ -62,6 +62,8 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const MULTIPLIES_PAIRS: bool = false;
     const TILE_ROWS: usize = 6;
+    // On a Zen 3 a token decoded takes 1.12 times as long with it, at any distance.
+    const PREFETCHES_AHEAD: bool = false;
 
     simple! {
         add(a, b) => _mm256_add_ps(a, b);
@@ -232,6 +234,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const MULTIPLIES_PAIRS: bool = BF16;
     // 14 x 2 accumulators, two vectors of the weights and one broadcast fill 31 of 32 registers.
     const TILE_ROWS: usize = 14;
+    const PREFETCHES_AHEAD: bool = true;
 
     simple! {
         add(a, b) => _mm512_add_ps(a, b);
