@@ -214,7 +214,9 @@ fn finish_pair(plan: &Plan<'_>, index: usize, fold: PairFold) -> Result<Option<P
         } else if identical {
             1.0
         } else {
-            (dot(plan, planned.a, planned.b, &fold)? / norm_a / norm_b).clamp(-1.0, 1.0)
+            // The product of the norms may overflow.
+            let (smaller, larger) = (norm_a.min(norm_b), norm_a.max(norm_b));
+            (dot(plan, planned.a, planned.b, &fold)? / larger / smaller).clamp(-1.0, 1.0)
         },
         max_abs: unless_nan(fold.max, fold.squares),
         max_abs_at,
