@@ -33,12 +33,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         paths.push(path);
     }
 
-    let mut buffer = vec![0; 1 << 20];
+    // At the start of a cache line: a Zen 3 copies a file to most other addresses at a fifth of the speed.
+    let mut buffer = vec![0_u8; (1 << 20) + 64];
+    let start = buffer.as_ptr().align_offset(64);
+    let buffer = &mut buffer[start..][..1 << 20];
     for _ in 0..2 {
         let start = Instant::now();
         for path in &paths {
             let mut file = File::open(path)?;
-            while file.read(&mut buffer)? > 0 {}
+            while file.read(buffer)? > 0 {}
         }
         println!("one read on one thread: {:.3} s", start.elapsed().as_secs_f64());
     }

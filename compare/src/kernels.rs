@@ -112,77 +112,77 @@ pub(super) struct Block<'a> {
     pub(super) exponentials: &'a [f64],
 }
 
-/// Sums of a pair in [`differences`], with and without the weighted ones.
-pub(super) const fn sums_per_pair(weighted: bool) -> usize {
-    if weighted { 4 } else { 2 }
-}
+/// Sums of a pair in [`differences`] and in [`weighted`].
+pub(super) const SUMS_PER_PAIR: usize = 2;
 
-/// The L2 family of `M` pairs over one block, each of `a` with the same `b`, and with `WEIGHTED` the weighted differences
-/// of both KL divergences. `M` pairs at once hide the latency of the dependent additions and share the reads of `b`.
-///
-/// Squares are added in twos before they are added to the sum. The largest of these is at least the square of the largest
-/// difference, so that few blocks are searched for a new largest difference.
+/// The L2 family of `M` pairs over one block, each of `a` with the same `b`. `M` pairs at once hide the latency of the dependent
+/// additions and share the reads of `b`.
 #[inline(always)]
-pub(super) fn differences<S: Simd, const M: usize, const WEIGHTED: bool>(
-    a: [Block<'_>; M],
-    b: Block<'_>,
-    to: &mut [PairLanes; M],
-) {
+pub(super) fn differences<S: Simd, const M: usize>(a: [Block<'_>; M], b: Block<'_>, to: &mut [PairLanes; M]) {
     let mut squares = [[0.0; LANES]; M];
-    let mut two_squares = [[0.0; LANES]; M];
-    let mut weighted_a = [[0.0; LANES]; M];
-    let mut weighted_b = [[0.0; LANES]; M];
+    let mut most = [[0.0; LANES]; M];
+    let b = chunked(b.values, b.values.len());
+    let mut values = [b; M];
     for m in 0..M {
         squares[m] = to[m].squares;
-        (weighted_a[m], weighted_b[m]) = (to[m].weighted_a, to[m].weighted_b);
+        values[m] = chunked(a[m].values, b.len() * LANES);
     }
-    let twos = b.values.len() / WIDE;
-    let read = if WEIGHTED { twos } else { 0 };
-    let (values_b, shifted_b) = (chunked(b.values, twos), chunked(b.shifted, read));
-    let exp_b = chunked(b.exponentials, read);
-    let mut values_a = [values_b; M];
-    let (mut shifted_a, mut exp_a) = ([shifted_b; M], [exp_b; M]);
-    for m in 0..M {
-        values_a[m] = chunked(a[m].values, twos);
-        (shifted_a[m], exp_a[m]) = (chunked(a[m].shifted, read), chunked(a[m].exponentials, read));
-    }
-    for i in 0..twos {
+    for i in 0..b.len() {
         for m in 0..M {
             for l in 0..LANES {
-                let first = values_a[m][i][l] - values_b[i][l];
-                let second = values_a[m][i][l + LANES] - values_b[i][l + LANES];
-                let two = multiply_add::<S>(second, second, first * first);
-                squares[m][l] += two;
-                two_squares[m][l] = if two > two_squares[m][l] { two } else { two_squares[m][l] };
-            }
-            if WEIGHTED {
-                for half in [0, LANES] {
-                    for l in half..half + LANES {
-                        let shifted = shifted_a[m][i][l] - shifted_b[i][l];
-                        let lane = l - half;
-                        weighted_a[m][lane] = multiply_add::<S>(exp_a[m][i][l], shifted, weighted_a[m][lane]);
-                        weighted_b[m][lane] = multiply_add::<S>(exp_b[i][l], shifted, weighted_b[m][lane]);
-                    }
-                }
+                let d = values[m][i][l] - b[i][l];
+                squares[m][l] = multiply_add::<S>(d, d, squares[m][l]);
+                let square = d * d;
+                most[m][l] = if square > most[m][l] { square } else { most[m][l] };
             }
         }
     }
     for m in 0..M {
         to[m].squares = squares[m];
-        (to[m].weighted_a, to[m].weighted_b) = (weighted_a[m], weighted_b[m]);
-        // Not less: squares underflow to 0 and overflow. A NaN among the squares hides the other difference of the two.
-        let known = to[m].max * to[m].max;
-        if largest(&two_squares[m]) >= known || total(&squares[m]).is_nan() {
-            to[m].max = largest_difference(a[m].values, b.values, to[m].max);
-        }
+        // The root of a rounded square is the number itself, unless the square overflowed or lost digits.
+        let most = largest(&most[m]);
+        to[m].max = if (WHOLE_SQUARE..=f64::MAX).contains(&most) {
+            to[m].max.max(most.sqrt())
+        } else {
+            largest_difference(values[m], b, to[m].max)
+        };
     }
 }
 
+/// The weighted differences of both KL divergences, of pairs as in [`differences`].
+#[inline(always)]
+pub(super) fn weighted<S: Simd, const M: usize>(a: [Block<'_>; M], b: Block<'_>, to: &mut [PairLanes; M]) {
+    let mut sums_a = [[0.0; LANES]; M];
+    let mut sums_b = [[0.0; LANES]; M];
+    let length = b.shifted.len();
+    let (shifted_b, exp_b) = (chunked(b.shifted, length), chunked(b.exponentials, length));
+    let (mut shifted_a, mut exp_a) = ([shifted_b; M], [exp_b; M]);
+    for m in 0..M {
+        (sums_a[m], sums_b[m]) = (to[m].weighted_a, to[m].weighted_b);
+        (shifted_a[m], exp_a[m]) = (chunked(a[m].shifted, length), chunked(a[m].exponentials, length));
+    }
+    for i in 0..shifted_b.len() {
+        for m in 0..M {
+            for l in 0..LANES {
+                let d = shifted_a[m][i][l] - shifted_b[i][l];
+                sums_a[m][l] = multiply_add::<S>(exp_a[m][i][l], d, sums_a[m][l]);
+                sums_b[m][l] = multiply_add::<S>(exp_b[i][l], d, sums_b[m][l]);
+            }
+        }
+    }
+    for m in 0..M {
+        (to[m].weighted_a, to[m].weighted_b) = (sums_a[m], sums_b[m]);
+    }
+}
+
+/// From here on squares have all their digits.
+const WHOLE_SQUARE: f64 = f64::MIN_POSITIVE / f64::EPSILON;
+
 /// The largest of `max` and the absolute differences of a block, NaN ignored.
 #[inline(always)]
-fn largest_difference(a: &[f64], b: &[f64], max: f64) -> f64 {
+fn largest_difference(a: &[Lanes], b: &[Lanes], max: f64) -> f64 {
     let mut lanes = [max; LANES];
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
+    for (a, b) in a.iter().zip(b) {
         for l in 0..LANES {
             let size = (a[l] - b[l]).abs();
             lanes[l] = if size > lanes[l] { size } else { lanes[l] };
@@ -191,36 +191,23 @@ fn largest_difference(a: &[f64], b: &[f64], max: f64) -> f64 {
     largest(&lanes)
 }
 
-/// The first `chunks` whole chunks of a block.
+/// The first `length` values of a block in whole chunks.
 #[inline(always)]
-fn chunked(block: &[f64], chunks: usize) -> &[[f64; WIDE]] {
-    &block.as_chunks::<WIDE>().0[..chunks]
+fn chunked(block: &[f64], length: usize) -> &[Lanes] {
+    &block.as_chunks::<LANES>().0[..length / LANES]
 }
 
-/// Largest distances between the ordinals of `M` pairs over one block.
+/// Largest distance between the ordinals of a pair over one block. In vectors by name: of loops over lanes the compiler makes
+/// single loads at AVX2, which take five times as long.
 #[inline(always)]
-pub(super) fn ulps<const M: usize>(pairs: [[&[u32]; 2]; M], to: &mut [PairLanes; M]) {
-    let chunks = pairs[0][0].len() / WIDE;
-    let mut ulp = [[0; WIDE]; M];
-    let mut a = [pairs[0][0].as_chunks::<WIDE>().0; M];
-    let mut b = a;
-    for m in 0..M {
-        ulp[m] = to[m].ulp;
-        a[m] = &pairs[m][0].as_chunks::<WIDE>().0[..chunks];
-        b[m] = &pairs[m][1].as_chunks::<WIDE>().0[..chunks];
+pub(super) fn ulps<S: Simd>(simd: S, a: &[u32], b: &[u32], to: &mut PairLanes) {
+    let (a, b) = (S::as_simd_u32s(a).0, S::as_simd_u32s(b).0);
+    let to = &mut S::as_mut_simd_u32s(&mut to.ulp).0[0];
+    let mut ulp = *to;
+    for (&a, &b) in a.iter().zip(b) {
+        ulp = simd.max_u32s(ulp, simd.sub_u32s(simd.max_u32s(a, b), simd.min_u32s(a, b)));
     }
-    for i in 0..chunks {
-        for m in 0..M {
-            let (a, b) = (&a[m][i], &b[m][i]);
-            for l in 0..WIDE {
-                // `abs_diff` compiles to more instructions.
-                ulp[m][l] = ulp[m][l].max(a[l].max(b[l]) - a[l].min(b[l]));
-            }
-        }
-    }
-    for m in 0..M {
-        to[m].ulp = ulp[m];
-    }
+    *to = ulp;
 }
 
 /// Largest distance of two blocks in representable float64 values, which [`ordinals`] (u32) cannot count.

@@ -7,6 +7,7 @@
 //! and the numbers of a decision, [`recorded`] decides on a variant and recorded logits, [`groups`] partitions variants by
 //! verdicts, [`repeat`] and [`mapped`] compare a variant with itself, [`timing`] summarises times.
 
+mod aligned;
 pub mod details;
 mod dtype;
 mod entry;

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::aligned::Aligned;
 use super::{Dtype, Positions};
 use bounds::limits::SAFETENSORS_HEADER_BYTES;
 use half::slice::HalfFloatSliceExt;
@@ -86,16 +87,16 @@ pub struct Logits {
 /// One row of logits: f64 values in `wide` for a float64 file, otherwise f32 values in `narrow`.
 #[derive(Debug, Default)]
 pub(super) struct LogitsRow {
-    bytes: Vec<u8>,
-    pub(super) narrow: Vec<f32>,
-    pub(super) wide: Vec<f64>,
+    bytes: Aligned<u8>,
+    pub(super) narrow: Aligned<f32>,
+    pub(super) wide: Aligned<f64>,
     pub(super) is_wide: bool,
 }
 
 impl LogitsRow {
     /// The row's values, widened without rounding.
     pub(super) fn to_f64(&self) -> Vec<f64> {
-        if self.is_wide { self.wide.clone() } else { self.narrow.iter().map(|&x| f64::from(x)).collect() }
+        if self.is_wide { self.wide.to_vec() } else { self.narrow.iter().map(|&x| f64::from(x)).collect() }
     }
 }
 
@@ -347,28 +348,28 @@ impl Logits {
         row.is_wide = self.storage == Dtype::F64;
         match self.storage {
             Dtype::F64 => {
-                row.wide.resize(length, 0.0);
-                read(bytemuck::cast_slice_mut(&mut row.wide))
+                row.wide.resize(length);
+                read(bytemuck::cast_slice_mut(&mut row.wide[..]))
             }
             Dtype::F32 => {
-                row.narrow.resize(length, 0.0);
-                read(bytemuck::cast_slice_mut(&mut row.narrow))
+                row.narrow.resize(length);
+                read(bytemuck::cast_slice_mut(&mut row.narrow[..]))
             }
             Dtype::Bf16 => {
-                row.bytes.resize(length * 2, 0);
+                row.bytes.resize(length * 2);
                 read(&mut row.bytes)?;
-                row.narrow.clear();
-                row.narrow.extend(
-                    row.bytes.as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()),
-                );
+                row.narrow.resize(length);
+                for (to, &bytes) in row.narrow.iter_mut().zip(row.bytes.as_chunks::<2>().0) {
+                    *to = half::bf16::from_le_bytes(bytes).to_f32();
+                }
                 Ok(())
             }
             Dtype::F16 => {
-                row.bytes.resize(length * 2, 0);
+                row.bytes.resize(length * 2);
                 read(&mut row.bytes)?;
                 let halves: Vec<half::f16> =
                     row.bytes.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b)).collect();
-                row.narrow.resize(length, 0.0);
+                row.narrow.resize(length);
                 halves.convert_to_f32_slice(&mut row.narrow);
                 Ok(())
             }
@@ -393,12 +394,12 @@ impl Logits {
         row.is_wide = matches!(values, Values::F64(_));
         match values {
             Values::F64(values) => {
-                row.wide.clear();
-                row.wide.extend_from_slice(&values[part]);
+                row.wide.resize(part.len());
+                row.wide.copy_from_slice(&values[part]);
             }
             Values::F32(values) => {
-                row.narrow.clear();
-                row.narrow.extend_from_slice(&values[part]);
+                row.narrow.resize(part.len());
+                row.narrow.copy_from_slice(&values[part]);
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::Dtype;
+use super::aligned::Aligned;
 use super::entry::row_in_file;
 use super::fold::Fold;
 use super::kernels::{self, Block, LANES, PairLanes, RowScan, WIDE};
@@ -16,8 +17,6 @@ use super::plan::{EntryRow, Measured, PairRow, Plan, PlannedPair, RowResult};
 const IN_FLIGHT_BYTES: usize = 256 << 20;
 /// Largest number of rows between two folds of the results.
 const ROWS_AT_ONCE: usize = 64;
-/// Bytes of a cache line. A vector of 64 bytes that crosses one is read twice.
-const LINE: usize = 64;
 
 /// Reads all files once and measures all pairs, the diagonal included.
 pub(super) fn run(plan: &Plan<'_>) -> Result<Vec<Measured>, LogitsError> {
@@ -76,32 +75,14 @@ struct Scratch {
     rows: Vec<LogitsRow>,
     present: Vec<bool>,
     scans: Vec<Option<RowScan>>,
-    values: Buffer<f64>,
-    shifted: Buffer<f64>,
-    exponentials: Buffer<f64>,
-    ordinals: Buffer<u32>,
-    rounded: Buffer<f64>,
+    values: Aligned<f64>,
+    shifted: Aligned<f64>,
+    exponentials: Aligned<f64>,
+    ordinals: Aligned<u32>,
+    rounded: Aligned<f64>,
     lanes: Vec<PairLanes>,
     squares: Vec<[f64; LANES]>,
     sums: Vec<[f64; LANES]>,
-}
-
-/// Numbers whose first one begins a cache line.
-#[derive(Default)]
-struct Buffer<T> {
-    numbers: Vec<T>,
-    start: usize,
-}
-
-impl<T: Copy + Default> Buffer<T> {
-    fn resize(&mut self, length: usize) {
-        self.numbers.resize(length + LINE / size_of::<T>(), T::default());
-        self.start = self.numbers.as_ptr().align_offset(LINE);
-    }
-
-    fn numbers(&mut self) -> &mut [T] {
-        &mut self.numbers[self.start..]
-    }
 }
 
 impl Scratch {
@@ -166,14 +147,14 @@ impl pulp::WithSimd for Part<'_> {
         reason = "pulp compiles it once per instruction set only where it is inlined"
     )]
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
         let Self { plan, scratch, length: part } = self;
         let n = plan.files.len();
         let block = plan.block;
         let Scratch { rows, present, scans, lanes, squares, sums, .. } = scratch;
-        let (values, shifted) = (scratch.values.numbers(), scratch.shifted.numbers());
-        let exponentials = scratch.exponentials.numbers();
-        let (ordinals, rounded) = (scratch.ordinals.numbers(), scratch.rounded.numbers());
+        let (values, shifted) = (&mut scratch.values[..], &mut scratch.shifted[..]);
+        let exponentials = &mut scratch.exponentials[..];
+        let (ordinals, rounded) = (&mut scratch.ordinals[..], &mut scratch.rounded[..]);
         if plan.all {
             for entry in (0..n).filter(|&entry| present[entry]) {
                 let row = &rows[entry];
@@ -214,9 +195,9 @@ impl pulp::WithSimd for Part<'_> {
                 let (row, below) = planned.split_at(b);
                 let (row_lanes, lanes_below) = lanes.split_at_mut(b);
                 if present[b] && plan.all {
-                    blocks.measure::<S, true>(b, present, row, row_lanes);
+                    blocks.measure::<S, true>(simd, b, present, row, row_lanes);
                 } else if present[b] {
-                    blocks.measure::<S, false>(b, present, row, row_lanes);
+                    blocks.measure::<S, false>(simd, b, present, row, row_lanes);
                 }
                 (planned, lanes) = (below, lanes_below);
             }
@@ -259,22 +240,23 @@ impl Blocks<'_> {
     #[inline(always)]
     fn measure<S: pulp::Simd, const ALL: bool>(
         &self,
+        simd: S,
         b: usize,
         present: &[bool],
         planned: &[PlannedPair],
         lanes: &mut [PairLanes],
     ) {
-        let registers = kernels::sums_per_pair(ALL) * LANES / S::F64_LANES;
+        let registers = kernels::SUMS_PER_PAIR * LANES / S::F64_LANES;
         let most = (S::REGISTER_COUNT * 3 / 4 / registers).clamp(1, 4);
         let mut first = 0;
         while first < b {
             let count = present[first..b].iter().take(most).take_while(|present| **present).count();
             let (planned, lanes) = (&planned[first..first + count], &mut lanes[first..first + count]);
             match count {
-                4 => self.at_once::<S, 4, ALL>(first, b, planned, lanes),
-                3 => self.at_once::<S, 3, ALL>(first, b, planned, lanes),
-                2 => self.at_once::<S, 2, ALL>(first, b, planned, lanes),
-                1 => self.at_once::<S, 1, ALL>(first, b, planned, lanes),
+                4 => self.at_once::<S, 4, ALL>(simd, first, b, planned, lanes),
+                3 => self.at_once::<S, 3, ALL>(simd, first, b, planned, lanes),
+                2 => self.at_once::<S, 2, ALL>(simd, first, b, planned, lanes),
+                1 => self.at_once::<S, 1, ALL>(simd, first, b, planned, lanes),
                 _ => {}
             }
             first += count.max(1);
@@ -285,6 +267,7 @@ impl Blocks<'_> {
     #[inline(always)]
     fn at_once<S: pulp::Simd, const M: usize, const ALL: bool>(
         &self,
+        simd: S,
         first: usize,
         b: usize,
         planned: &[PlannedPair],
@@ -295,19 +278,18 @@ impl Blocks<'_> {
         for (index, a) in a.iter_mut().enumerate() {
             *a = self.of::<ALL>(first + index);
         }
-        kernels::differences::<S, M, ALL>(a, self.of::<ALL>(b), lanes);
+        let b = self.of::<ALL>(b);
+        kernels::differences::<S, M>(a, b, lanes);
         if !ALL {
             return;
         }
-        let mut ordinals = [[self.ordinals; 2]; M];
-        for (ordinals, pair) in ordinals.iter_mut().zip(planned) {
-            *ordinals = [pair.view_a, pair.view_b].map(|view| self.own(self.ordinals, view));
-        }
-        // Those of float64 views stay 0.
-        kernels::ulps(ordinals, lanes);
+        kernels::weighted::<S, M>(a, b, lanes);
         for (pair, lanes) in planned.iter().zip(&mut *lanes) {
             if self.plan.views[pair.view_b].dtype == Dtype::F64 {
                 kernels::ulps_f64(self.own(self.values, pair.a), self.own(self.values, pair.b), lanes);
+            } else {
+                let [a, b] = [pair.view_a, pair.view_b].map(|view| self.own(self.ordinals, view));
+                kernels::ulps(simd, a, b, lanes);
             }
         }
         for (pair, lanes) in planned.iter().zip(lanes).filter(|(pair, _)| pair.mixed) {
