@@ -107,6 +107,7 @@ pub(crate) trait Op {
     /// What the kernel returns.
     type Output;
     /// Whether an operand is bf16. Kernels of f32 alone are not compiled a second time for the bf16 instructions.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "other processors have one level"))]
     const HAS_BF16: bool;
 
     /// Runs the kernel.

@@ -245,9 +245,9 @@ pub(super) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
 }
 
 /// Products that an F32 sum on the CPU adds before it is added to the total. Blocks of 128 make a forward pass of many rows a
-/// tenth slower; with 256 the errors of 6 to 128 rows were 0.8 to 1.2 times torch's.
+/// tenth slower. With 256 the errors of 64 rows were 1.4 times torch's on gemma-3-270m, with 128 1.1 times.
 fn block_size(rows: usize) -> usize {
-    if rows <= 4 { 128 } else { 256 }
+    if rows <= 64 { 128 } else { 256 }
 }
 
 /// `xs: [rows, in]`, `weight: [in, out]` to `[rows, out]`; sums in the dtype, in F32 on the CPU in blocks.
