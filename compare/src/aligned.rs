@@ -17,7 +17,8 @@ pub(super) struct Aligned<T> {
 impl<T: Copy + Default> Aligned<T> {
     /// Changes the length; the numbers are arbitrary afterwards.
     pub(super) fn resize(&mut self, length: usize) {
-        self.numbers.resize(length + LINE / size_of::<T>(), T::default());
+        let most = self.numbers.len().max(length + LINE / size_of::<T>());
+        self.numbers.resize(most, T::default());
         self.start = self.numbers.as_ptr().align_offset(LINE);
         self.length = length;
     }
