@@ -176,7 +176,7 @@ fn ctrl_c_keeps_finished_steps_and_leaves_no_worktree() {
     let output = resume(&sandbox, &folder);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let whole = log(&folder);
-    assert_eq!(changes(&whole), [(5, 6, "came".to_owned())]);
+    assert_eq!(changes(&whole), [(5, 6, "came".to_owned())], "{whole}");
     assert_eq!(steps(&whole)[..before.len()], before, "what was done is as it was");
     assert_eq!(trees(), 0);
 }
