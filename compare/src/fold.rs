@@ -312,15 +312,12 @@ fn find(plan: &Plan<'_>, a: usize, b: usize, position: usize, max: f64) -> Resul
 
 /// Whether two files hold the same values, NaN included, at all positions that were compared.
 fn equal(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<bool, LogitsError> {
-    let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
-    for compared in &fold.per_position {
-        let at = plan.frame.positions[compared.position as usize];
-        read(plan, a, at, 0..plan.vocab_size, &mut row_a)?;
-        read(plan, b, at, 0..plan.vocab_size, &mut row_b)?;
-        let same = |(a, b): (f64, f64)| {
-            a.partial_cmp(&b).is_some_and(std::cmp::Ordering::is_eq) || (a.is_nan() && b.is_nan())
-        };
-        if !row_a.to_f64().into_iter().zip(row_b.to_f64()).all(same) {
+    let same = |(a, b): (f64, f64)| {
+        a.partial_cmp(&b).is_some_and(std::cmp::Ordering::is_eq) || (a.is_nan() && b.is_nan())
+    };
+    for row in rows(plan, a, b, fold) {
+        let (a, b) = row?;
+        if !a.into_iter().zip(b).all(same) {
             return Ok(false);
         }
     }
@@ -335,15 +332,25 @@ fn dot(plan: &Plan<'_>, a: usize, b: usize, fold: &PairFold) -> Result<f64, Logi
     if larger / smaller < FAR_LARGER && twice.is_finite() {
         return Ok(0.5 * twice);
     }
+    rows(plan, a, b, fold)
+        .map(|row| row.map(|(a, b)| a.into_iter().zip(b).map(|(a, b)| a * b).sum::<f64>()))
+        .sum()
+}
+
+/// The values of two files at each position that was compared, read again.
+fn rows(
+    plan: &Plan<'_>,
+    a: usize,
+    b: usize,
+    fold: &PairFold,
+) -> impl Iterator<Item = Result<(Vec<f64>, Vec<f64>), LogitsError>> {
     let (mut row_a, mut row_b) = (LogitsRow::default(), LogitsRow::default());
-    let mut sum = 0.0;
-    for compared in &fold.per_position {
+    fold.per_position.iter().map(move |compared| {
         let at = plan.frame.positions[compared.position as usize];
         read(plan, a, at, 0..plan.vocab_size, &mut row_a)?;
         read(plan, b, at, 0..plan.vocab_size, &mut row_b)?;
-        sum += row_a.to_f64().into_iter().zip(row_b.to_f64()).map(|(a, b)| a * b).sum::<f64>();
-    }
-    Ok(sum)
+        Ok((row_a.to_f64(), row_b.to_f64()))
+    })
 }
 
 /// Reads the logits of `tokens` at a position that the pass has read before.

@@ -21,24 +21,28 @@ pub(super) const LANES: usize = 8;
 pub(super) const WIDE: usize = 2 * LANES;
 type Lanes = [f64; LANES];
 
-/// Sums of one pair over one row.
+/// Differences of one pair over one row.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(64))]
-pub(super) struct PairLanes {
+pub(super) struct Differences {
     /// Σ (a − b)².
     pub(super) squares: Lanes,
     /// max |a − b|, NaN ignored.
     pub(super) max: f64,
+}
+
+/// Sums of one pair over one row.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(super) struct PairLanes {
+    pub(super) exact: Differences,
+    /// After rounding both sides to the lower dtype.
+    pub(super) rounded: Differences,
     /// Σ eᵃ·(a − b), each side minus its row's largest logit: logits near 10³⁰ would absorb the difference.
     pub(super) weighted_a: Lanes,
     /// Σ eᵇ·(a − b), shifted in the same way.
     pub(super) weighted_b: Lanes,
     /// Largest differences of ordinals, see [`ordinals`].
     pub(super) ulp: [u32; WIDE],
-    /// Σ (a − b)² after rounding both sides to the lower dtype.
-    pub(super) rounded_squares: Lanes,
-    /// max |a − b| after rounding both sides to the lower dtype.
-    pub(super) rounded_max: Lanes,
     /// As [`PairLanes::ulp`] for float64 values.
     pub(super) ulp_f64: u64,
 }
@@ -65,7 +69,7 @@ pub(super) fn total(lanes: &Lanes) -> f64 {
 
 /// Largest lane; no lane is NaN.
 #[inline(always)]
-pub(super) fn largest(lanes: &Lanes) -> f64 {
+fn largest(lanes: &Lanes) -> f64 {
     let mut most = *lanes;
     let mut width = LANES / 2;
     while width > 0 {
@@ -102,30 +106,34 @@ pub(super) fn squares<S: Simd>(x: &[f64], sum: &mut Lanes) {
     *sum = lanes;
 }
 
-/// One entry's values in one block.
+/// What the KL divergences read of one entry in one block.
 #[derive(Clone, Copy)]
-pub(super) struct Block<'a> {
+pub(super) struct Shifted<'a> {
+    /// The values minus the largest logit of the whole row.
     pub(super) values: &'a [f64],
-    /// The values minus the largest logit of the whole row; not read if only the L2 family is measured.
-    pub(super) shifted: &'a [f64],
-    /// e to the power of [`Block::shifted`]; not read if only the L2 family is measured.
+    /// e to the power of `values`.
     pub(super) exponentials: &'a [f64],
 }
 
 /// Sums of a pair in [`differences`] and in [`weighted`].
 pub(super) const SUMS_PER_PAIR: usize = 2;
 
-/// The L2 family of `M` pairs over one block, each of `a` with the same `b`. `M` pairs at once hide the latency of the dependent
-/// additions and share the reads of `b`.
+/// The differences of `M` pairs over one block, each of `a` with the same `b`, added to those of the blocks `before`. `M` pairs at
+/// once hide the latency of the dependent additions and share the reads of `b`.
 #[inline(always)]
-pub(super) fn differences<S: Simd, const M: usize>(a: [Block<'_>; M], b: Block<'_>, to: &mut [PairLanes; M]) {
+pub(super) fn differences<S: Simd, const M: usize>(
+    a: [&[f64]; M],
+    b: &[f64],
+    before: [Differences; M],
+) -> [Differences; M] {
+    let mut to = before;
     let mut squares = [[0.0; LANES]; M];
     let mut most = [[0.0; LANES]; M];
-    let b = chunked(b.values, b.values.len());
+    let b = chunked(b, b.len());
     let mut values = [b; M];
     for m in 0..M {
         squares[m] = to[m].squares;
-        values[m] = chunked(a[m].values, b.len() * LANES);
+        values[m] = chunked(a[m], b.len() * LANES);
     }
     for i in 0..b.len() {
         for m in 0..M {
@@ -147,19 +155,24 @@ pub(super) fn differences<S: Simd, const M: usize>(a: [Block<'_>; M], b: Block<'
             largest_difference(values[m], b, to[m].max)
         };
     }
+    to
 }
 
 /// The weighted differences of both KL divergences, of pairs as in [`differences`].
 #[inline(always)]
-pub(super) fn weighted<S: Simd, const M: usize>(a: [Block<'_>; M], b: Block<'_>, to: &mut [PairLanes; M]) {
+pub(super) fn weighted<S: Simd, const M: usize>(
+    a: [Shifted<'_>; M],
+    b: Shifted<'_>,
+    to: &mut [PairLanes; M],
+) {
     let mut sums_a = [[0.0; LANES]; M];
     let mut sums_b = [[0.0; LANES]; M];
-    let length = b.shifted.len();
-    let (shifted_b, exp_b) = (chunked(b.shifted, length), chunked(b.exponentials, length));
+    let length = b.values.len();
+    let (shifted_b, exp_b) = (chunked(b.values, length), chunked(b.exponentials, length));
     let (mut shifted_a, mut exp_a) = ([shifted_b; M], [exp_b; M]);
     for m in 0..M {
         (sums_a[m], sums_b[m]) = (to[m].weighted_a, to[m].weighted_b);
-        (shifted_a[m], exp_a[m]) = (chunked(a[m].shifted, length), chunked(a[m].exponentials, length));
+        (shifted_a[m], exp_a[m]) = (chunked(a[m].values, length), chunked(a[m].exponentials, length));
     }
     for i in 0..shifted_b.len() {
         for m in 0..M {
@@ -220,21 +233,6 @@ pub(super) fn ulps_f64(a: &[f64], b: &[f64], to: &mut PairLanes) {
 #[inline(always)]
 pub(super) fn ulp_f64(a: f64, b: f64) -> u64 {
     ordinal_64(a).abs_diff(ordinal_64(b))
-}
-
-/// Squared differences and largest difference of one pair of rounded blocks.
-#[inline(always)]
-pub(super) fn rounded_differences<S: Simd>(a: &[f64], b: &[f64], to: &mut PairLanes) {
-    let (mut squares, mut max) = (to.rounded_squares, to.rounded_max);
-    for (a, b) in a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for l in 0..LANES {
-            let d = a[l] - b[l];
-            squares[l] = multiply_add::<S>(d, d, squares[l]);
-            let size = d.abs();
-            max[l] = if size > max[l] { size } else { max[l] };
-        }
-    }
-    (to.rounded_squares, to.rounded_max) = (squares, max);
 }
 
 /// Writes `shifted = x − max` and `out = e^(x − max)` for the first `length` elements and 0 after them; adds the

@@ -8,7 +8,7 @@ use super::Dtype;
 use super::aligned::Aligned;
 use super::entry::row_in_file;
 use super::fold::Fold;
-use super::kernels::{self, Block, LANES, PairLanes, RowScan, WIDE};
+use super::kernels::{self, Differences, LANES, PairLanes, RowScan, Shifted, WIDE};
 use super::logits::{LogitsError, LogitsRow};
 use super::metrics::PositionIndex;
 use super::plan::{EntryRow, Measured, PairRow, Plan, PlannedPair, RowResult};
@@ -117,13 +117,13 @@ impl Scratch {
             })
         };
         let pair_row = |lanes: &PairLanes| PairRow {
-            squares: kernels::total(&lanes.squares),
-            max: lanes.max,
+            squares: kernels::total(&lanes.exact.squares),
+            max: lanes.exact.max,
             weighted_a: kernels::total(&lanes.weighted_a),
             weighted_b: kernels::total(&lanes.weighted_b),
             ulp: lanes.ulp.iter().fold(lanes.ulp_f64, |most, &ulp| most.max(ulp.into())),
-            rounded_squares: kernels::total(&lanes.rounded_squares),
-            rounded_max: kernels::largest(&lanes.rounded_max),
+            rounded_squares: kernels::total(&lanes.rounded.squares),
+            rounded_max: lanes.rounded.max,
         };
         RowResult {
             entries: std::mem::take(&mut self.scans).into_iter().enumerate().map(entry_row).collect(),
@@ -227,13 +227,8 @@ impl Blocks<'_> {
     }
 
     #[inline(always)]
-    fn of<const ALL: bool>(&self, entry: usize) -> Block<'_> {
-        let weighted = |buffer| if ALL { self.own(buffer, entry) } else { &[] };
-        Block {
-            values: self.own(self.values, entry),
-            shifted: weighted(self.shifted),
-            exponentials: weighted(self.exponentials),
-        }
+    fn shifted(&self, entry: usize) -> Shifted<'_> {
+        Shifted { values: self.own(self.shifted, entry), exponentials: self.own(self.exponentials, entry) }
     }
 
     /// Measures entry `b` with every entry before it, as many pairs at once as leave vector registers for what is read.
@@ -274,16 +269,25 @@ impl Blocks<'_> {
         lanes: &mut [PairLanes],
     ) {
         let lanes = <&mut [PairLanes; M]>::try_from(lanes).expect("the caller cuts `M` pairs");
-        let mut a = [self.of::<ALL>(b); M];
-        for (index, a) in a.iter_mut().enumerate() {
-            *a = self.of::<ALL>(first + index);
+        let values_b = self.own(self.values, b);
+        let mut values = [values_b; M];
+        let mut exact = [Differences::default(); M];
+        for m in 0..M {
+            (values[m], exact[m]) = (self.own(self.values, first + m), lanes[m].exact);
         }
-        let b = self.of::<ALL>(b);
-        kernels::differences::<S, M>(a, b, lanes);
+        exact = kernels::differences::<S, M>(values, values_b, exact);
+        for m in 0..M {
+            lanes[m].exact = exact[m];
+        }
         if !ALL {
             return;
         }
-        kernels::weighted::<S, M>(a, b, lanes);
+        let shifted_b = self.shifted(b);
+        let mut shifted = [shifted_b; M];
+        for (m, shifted) in shifted.iter_mut().enumerate() {
+            *shifted = self.shifted(first + m);
+        }
+        kernels::weighted::<S, M>(shifted, shifted_b, lanes);
         for (pair, lanes) in planned.iter().zip(&mut *lanes) {
             if self.plan.views[pair.view_b].dtype == Dtype::F64 {
                 kernels::ulps_f64(self.own(self.values, pair.a), self.own(self.values, pair.b), lanes);
@@ -294,7 +298,7 @@ impl Blocks<'_> {
         }
         for (pair, lanes) in planned.iter().zip(lanes).filter(|(pair, _)| pair.mixed) {
             let (a, b) = (self.own(self.rounded, pair.view_a), self.own(self.rounded, pair.view_b));
-            kernels::rounded_differences::<S>(a, b, lanes);
+            [lanes.rounded] = kernels::differences::<S, 1>([a], b, [lanes.rounded]);
         }
     }
 }

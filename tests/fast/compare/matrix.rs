@@ -59,7 +59,7 @@ fn matrix_equals_the_pairwise_brute_force_and_does_not_depend_on_the_block() {
     }
 }
 
-/// Squares of these differences overflow, underflow, or are NaN beside the largest difference of their pair of lanes.
+/// Squares of these differences overflow, underflow, or are NaN beside the largest difference.
 #[test]
 fn the_largest_difference_and_the_cosine_are_those_of_plain_loops() {
     let (shape, n) = ([1, 2, 1003], 2 * 1003);
@@ -76,7 +76,6 @@ fn the_largest_difference_and_the_cosine_are_those_of_plain_loops() {
         scaled(4, 1e-200),
         scaled(5, 1e200),
         scaled(6, 3e3),
-        // The NaN is 8 values from the largest difference, so that their squares are added first.
         with(&[(3, f64::NAN), (11, 1e3), (700, 5e2)]),
         with(&[(1500, f64::INFINITY), (40, 1e9)]),
         with(&[(1700, 2e200), (1, 1e200)]),
