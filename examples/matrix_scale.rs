@@ -13,6 +13,7 @@ use std::time::Instant;
 use compare::logits::Logits;
 use compare::matrix::{Entry, MetricSet, Options, matrix};
 use compare::{Dtype, Positions};
+use models::kernels::AlignedBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,9 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // At the start of a cache line: a Zen 3 copies a file to most other addresses at a fifth of the speed.
-    let mut buffer = vec![0_u8; (1 << 20) + 64];
-    let start = buffer.as_ptr().align_offset(64);
-    let buffer = &mut buffer[start..][..1 << 20];
+    let mut buffer = AlignedBuf::<f32>::zeroed(1 << 18);
+    let buffer: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
     for _ in 0..2 {
         let start = Instant::now();
         for path in &paths {
