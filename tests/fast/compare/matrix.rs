@@ -66,7 +66,9 @@ fn the_largest_difference_and_the_cosine_are_those_of_plain_loops() {
     let scaled = |seed, scale: f64| noise(seed, n).iter().map(|x| x * scale).collect::<Vec<f64>>();
     let with = |changes: &[(usize, f64)]| {
         let mut values = noise(1, n);
-        changes.iter().for_each(|&(index, value)| values[index] = value);
+        for &(index, value) in changes {
+            values[index] = value;
+        }
         values
     };
     let values = [
