@@ -81,7 +81,8 @@ pub(super) fn resumed(folder: &RunFolder, adapt: fn(&mut Plan)) -> Result<(confi
         Err(_) => toml::to_string(&config).into_diagnostic().wrap_err("the run's config as TOML")?,
     };
     let plan = if let Some(plan) = manifest.plan {
-        plan.checked(&config)?
+        plan.check(&config)?;
+        plan
     } else {
         let begun = |case: &CasePlan, cell: &CellPlan| {
             let known = manifest.cases.iter().find(|known| known.name == case.name);

@@ -5,16 +5,19 @@ use std::path::Path;
 
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::folder::{RunFolder, check_names, read_json};
-use super::{Manifest, ResultsError, SCHEMA_VERSION};
+use super::{AnswerToken, Manifest, ResultsError, SCHEMA_VERSION};
 use crate::spec::atomic;
+use crate::spec::config::Run;
 use crate::spec::machine::hex;
 use crate::spec::plan::PlanError;
-use crate::spec::units::Unit;
+use crate::spec::relations::Relations;
+use crate::spec::units::{Unit, UnitKind};
 use crate::spec::variant::{Runner, Variant};
+use compare::verdict::{Overrides, Tolerances};
 
 /// The file's name in a run folder.
 const FILE_NAME: &str = "plan.json";
@@ -95,6 +98,34 @@ impl Share {
     }
 }
 
+/// What the digest of a plan is computed from.
+#[derive(Serialize)]
+struct Identity<'a> {
+    tfcheck: &'a Built,
+    cases: Vec<CaseIdentity<'a>>,
+    /// Versions and lock of each.
+    environments: Vec<(&'a [String], &'a str)>,
+    /// Name, words and whether it computes in float64 of each.
+    programs: Vec<(&'a str, Vec<String>, bool)>,
+    run: &'a Run,
+    translate: Vec<bool>,
+    relations: &'a Relations,
+    tolerances: &'a Tolerances,
+    /// Name, kind, case and variants of each.
+    units: Vec<(&'a str, UnitKind, &'a str, &'a [String])>,
+}
+
+#[derive(Serialize)]
+struct CaseIdentity<'a> {
+    name: &'a str,
+    checkpoint: &'a str,
+    inputs: &'a str,
+    prefill: Option<usize>,
+    choices: &'a [AnswerToken],
+    tolerances: Option<&'a Overrides>,
+    variants: Vec<String>,
+}
+
 impl Frozen {
     /// Puts the parts together and computes the digest.
     pub fn new(run: Manifest, environments: Vec<Locked>, units: Vec<Unit>) -> Self {
@@ -137,9 +168,9 @@ impl Frozen {
             let name = bounds::shown(name, 200);
             return Err(refused(format!("is damaged: a unit is called `{name}`, which is not a file name")));
         }
-        let plan = frozen.run.plan.clone().ok_or_else(|| refused("lists no cells".to_owned()))?;
-        let checked = plan.checked(&frozen.run.config);
-        let plan = checked.map_err(|error: PlanError| refused(format!("is damaged: {error}")))?;
+        let plan = frozen.run.plan.as_ref().ok_or_else(|| refused("lists no cells".to_owned()))?;
+        let checked = plan.check(&frozen.run.config);
+        checked.map_err(|error: PlanError| refused(format!("is damaged: {error}")))?;
         let is_of_the_plan = plan.cases.len() == frozen.run.cases.len()
             && plan.cases.iter().zip(&frozen.run.cases).all(|(plan, case)| plan.name == case.name);
         if !is_of_the_plan {
@@ -203,50 +234,49 @@ impl Frozen {
     }
 
     /// Everything that the numbers of the run depend on, without paths, estimates and properties of one machine.
-    pub fn identity(&self) -> Value {
+    fn identity(&self) -> Identity<'_> {
         let Manifest { config, cases, plan, .. } = &self.run;
         let full = |variant: &Variant| Variant { qualified: true, ..variant.clone() }.name();
         let planned = plan.iter().flat_map(|plan| &plan.cases);
         let prefills: HashMap<&str, Option<usize>> =
             planned.map(|case| (case.name.as_str(), case.inputs.prefill())).collect();
-        let cases = cases.iter().map(|case| {
-            json!({
-                "name": case.name,
-                "checkpoint": case.checkpoint_digest,
-                "inputs": case.inputs_digest,
-                "prefill": prefills.get(case.name.as_str()).copied().flatten(),
-                "choices": case.choices,
-                "tolerances": case.tolerances,
-                "variants": case.variants.iter().map(full).collect::<Vec<_>>(),
-            })
+        let cases = cases.iter().map(|case| CaseIdentity {
+            name: &case.name,
+            checkpoint: &case.checkpoint_digest,
+            inputs: &case.inputs_digest,
+            prefill: prefills.get(case.name.as_str()).copied().flatten(),
+            choices: &case.choices,
+            tolerances: case.tolerances.as_ref(),
+            variants: case.variants.iter().map(full).collect(),
         });
-        let environments = self.environments.iter().map(|known| json!([known.versions, known.lock]));
-        let units = self.units.iter().map(|unit| json!([unit.name, unit.kind, unit.case, unit.variants]));
         let folder = config_folder(&self.run);
         let programs = config.commands.iter().map(|command| {
             let relative = |word: &String| word.replace(&folder, ".");
-            json!([command.name, command.program.iter().map(relative).collect::<Vec<_>>(), command.float64])
+            (command.name.as_str(), command.program.iter().map(relative).collect(), command.float64)
         });
-        json!({
-            "tfcheck": self.tfcheck,
-            "cases": cases.collect::<Vec<_>>(),
-            "environments": environments.collect::<Vec<_>>(),
-            "programs": programs.collect::<Vec<_>>(),
-            "run": config.run,
-            "translate": config.checkpoints.iter().map(|known| known.translate).collect::<Vec<_>>(),
-            "relations": config.relations,
-            "tolerances": config.tolerances,
-            "units": units.collect::<Vec<_>>(),
-        })
+        let units = self.units.iter().map(|unit| (&*unit.name, unit.kind, &*unit.case, &unit.variants[..]));
+        Identity {
+            tfcheck: &self.tfcheck,
+            cases: cases.collect(),
+            environments: self.environments.iter().map(|known| (&known.versions[..], &*known.lock)).collect(),
+            programs: programs.collect(),
+            run: &config.run,
+            translate: config.checkpoints.iter().map(|known| known.translate).collect(),
+            relations: &config.relations,
+            tolerances: &config.tolerances,
+            units: units.collect(),
+        }
     }
 
     fn computed_digest(&self) -> String {
-        hex(&Sha256::digest(self.identity().to_string()))
+        hex(&Sha256::digest(serde_json::to_vec(&self.identity()).expect("its keys are strings")))
     }
 
     /// The first thing in which two plans differ, such as `cases[0].inputs: "ab…" and "cd…"`; `None` if they are equal.
     pub fn difference(&self, other: &Self) -> Option<String> {
-        let (path, words) = first_difference("", &self.identity(), &other.identity())?;
+        let [own, others] =
+            [self, other].map(|plan| serde_json::to_value(plan.identity()).expect("its keys are strings"));
+        let (path, words) = first_difference("", &own, &others)?;
         let [own, others] = words.map(|word| bounds::shown(&word, 200).into_owned());
         Some(format!("{path}: {own} and {others}"))
     }
@@ -285,6 +315,8 @@ fn first_difference(path: &str, a: &Value, b: &Value) -> Option<(String, [String
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

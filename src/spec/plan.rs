@@ -216,11 +216,8 @@ impl Plan {
     ///
     /// # Errors
     /// When the plan is not a plan of `config`.
-    pub fn checked(self, config: &Config) -> Result<Self, PlanError> {
-        match saved::problem(&self, config) {
-            Some(problem) => Err(PlanError::Saved(problem)),
-            None => Ok(self),
-        }
+    pub fn check(&self, config: &Config) -> Result<(), PlanError> {
+        saved::problem(self, config).map_or(Ok(()), |problem| Err(PlanError::Saved(problem)))
     }
 
     /// The cell's name in filters: `llama-128/4.54.0_eager_sdpa`.

@@ -142,6 +142,15 @@ fn a_stopped_bisection_resumes_at_its_next_step() {
     let steps = stopped["phases"][0]["steps"].as_array_mut().unwrap();
     steps.truncate(steps.len() - 2);
     std::fs::write(folder.join("bisect.json"), stopped.to_string()).unwrap();
+    // A commit that cannot be checked out was not tried: it is neither good nor bad nor skipped.
+    let trees = sandbox.path().join("cache/worktrees");
+    drop(std::fs::remove_dir_all(&trees));
+    std::fs::write(&trees, "").unwrap();
+    let output = resume(&sandbox, &folder);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("was not tried"), "{}", stderr(&output));
+    assert_eq!(log(&folder), stopped);
+    std::fs::remove_file(&trees).unwrap();
     let output = resume(&sandbox, &folder);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert_eq!(runs(&folder), before + 2, "what was done is not done again");

@@ -44,7 +44,7 @@ fn judge(run: &Path, before: &Path) {
     let Ok(folder) = RunFolder::open(run) else { return };
     let _ = folder.environment();
     let Ok(manifest) = folder.manifest() else { return };
-    if let Some(plan) = manifest.plan.clone().and_then(|plan| plan.checked(&manifest.config).ok()) {
+    if let Some(plan) = manifest.plan.as_ref().filter(|plan| plan.check(&manifest.config).is_ok()) {
         let _ = plan.text(&manifest.config, &vec![None; plan.cells.len()]);
     }
     let Ok(cells) = folder.all_cells(&manifest) else { return };

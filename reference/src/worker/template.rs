@@ -133,7 +133,8 @@ impl Running {
         if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(NoFork::Unusable);
         }
-        let sent = sendmsg(&self.socket, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL);
+        // Rust's runtime ignores SIGPIPE, so that no flag is needed against it; macOS has none.
+        let sent = sendmsg(&self.socket, &[IoSlice::new(&message)], &mut ancillary, SendFlags::empty());
         if sent != Ok(message.len()) {
             return Err(NoFork::Unusable);
         }

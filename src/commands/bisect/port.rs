@@ -38,7 +38,16 @@ struct Tree {
     folder: PathBuf,
     commit: String,
     /// `None` during the build.
-    built: Option<Result<(), String>>,
+    built: Option<Result<(), Unready>>,
+}
+
+/// Why a revision is not ready.
+#[derive(Clone, Debug)]
+pub(super) enum Unready {
+    /// It does not build, or its environment cannot be made.
+    Fails(String),
+    /// It was not tried: git, the shell or the disk failed.
+    Untried(String),
 }
 
 impl Port {
@@ -75,12 +84,15 @@ impl Port {
         self.state().wanted = commits;
     }
 
-    /// Checks out and builds a commit unless that was done; the error is the reason why it cannot be built.
-    pub(super) fn prepare(&self, commit: &str) -> Result<(), String> {
+    /// Checks out and builds a commit unless that was done.
+    pub(super) fn prepare(&self, commit: &str) -> Result<(), Unready> {
         let (index, folder) = {
             let mut state = self.state();
             if let Some(tree) = state.trees.iter().find(|tree| tree.commit == commit) {
-                return tree.built.clone().unwrap_or_else(|| Err("it is being built".to_owned()));
+                return tree
+                    .built
+                    .clone()
+                    .unwrap_or_else(|| Err(Unready::Untried("it is being built".to_owned())));
             }
             let is_free = |tree: &Tree| tree.built.is_some() && !state.wanted.contains(&tree.commit);
             let index = state.trees.iter().position(is_free).unwrap_or(state.trees.len());
@@ -110,18 +122,21 @@ impl Port {
         Some(config::Command { name: name.to_owned(), program, float64: false })
     }
 
-    fn lay_out_and_build(&self, commit: &str, folder: &Path) -> Result<(), String> {
+    fn lay_out_and_build(&self, commit: &str, folder: &Path) -> Result<(), Unready> {
         if let Some(parent) = folder.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
+            std::fs::create_dir_all(parent)
+                .map_err(|error| Unready::Untried(format!("{}: {error}", parent.display())))?;
         }
-        self.repository.check_out(commit, folder).map_err(|error| error.to_string())?;
+        self.repository.check_out(commit, folder).map_err(|error| Unready::Untried(error.to_string()))?;
         let Some(build) = &self.build else { return Ok(()) };
         let place = folder.join(&self.prefix);
         let mut shell = Command::new("sh");
         let output = reference::output(shell.args(["-c", build]).current_dir(&place), Duration::MAX);
-        let output = output.map_err(|error| match error.kind() {
-            ErrorKind::Interrupted => format!("`{build}` was interrupted"),
-            _ => format!("`{build}` cannot be started: {error}"),
+        let output = output.map_err(|error| {
+            Unready::Untried(match error.kind() {
+                ErrorKind::Interrupted => format!("`{build}` was interrupted"),
+                _ => format!("`{build}` cannot be started: {error}"),
+            })
         })?;
         let said = [output.stdout, output.stderr].concat();
         // A log that cannot be written is ignored: the error message contains its last lines.
@@ -133,7 +148,7 @@ impl Port {
         let said = String::from_utf8_lossy(&said).into_owned();
         let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].join(" / ");
-        Err(format!("`{build}` failed ({}): {tail}", output.status))
+        Err(Unready::Fails(format!("`{build}` failed ({}): {tail}", output.status)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

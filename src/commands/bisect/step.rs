@@ -9,6 +9,7 @@ use miette::{IntoDiagnostic, Result};
 
 use super::cluster::{Cluster, is_not_run};
 use super::link::link_results;
+use super::port::Unready;
 use super::subject::Subject;
 use crate::commands::run::{self, Destination, RunRequest};
 use crate::execute::cell::{Cell, Completed, Failure, FailureKind, Outcome};
@@ -105,15 +106,22 @@ impl Tester<'_> {
         let all: Vec<&Revision> = [Some(good), previous, Some(revision)].into_iter().flatten().collect();
         if let Subject::Port(_) = self.subject {
             for &one in &all {
-                if let Err(reason) = self.subject.prepare(self.question, one, self.cache) {
-                    // A build that a request to stop ended is built again when the bisection is resumed.
-                    if self.stop.load(Ordering::Relaxed) {
-                        return Ok(None);
-                    }
-                    let is_good = one.id == good.id;
-                    let good = if is_good { Err(Fault::NotRun(reason.clone())) } else { Ok(()) };
-                    return Ok(Some(Tested { step: step(Answer::Skipped, reason), good }));
+                let Err(unready) = self.subject.prepare(self.question, one, self.cache) else { continue };
+                // A build that a request to stop ended is built again when the bisection is resumed.
+                if self.stop.load(Ordering::Relaxed) {
+                    return Ok(None);
                 }
+                return match unready {
+                    Unready::Untried(reason) => {
+                        Err(BisectError::Untried { revision: one.name.clone(), reason }.into())
+                    }
+                    Unready::Fails(reason) if one.id == good.id => {
+                        Err(Fault::NotRun(reason).error(good, self.question).into())
+                    }
+                    Unready::Fails(reason) => {
+                        Ok(Some(Tested { step: step(Answer::Skipped, reason), good: Ok(()) }))
+                    }
+                };
             }
         }
         let mut rounds = 1;

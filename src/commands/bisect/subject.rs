@@ -7,7 +7,7 @@ use std::path::Path;
 use miette::Result;
 use reference::{Environment, Source};
 
-use super::port::Port;
+use super::port::{Port, Unready};
 use crate::commands::run;
 use crate::hunt::bisect::error::BisectError;
 use crate::hunt::bisect::git::{Commit, Repository};
@@ -109,16 +109,16 @@ impl Subject {
         config
     }
 
-    /// Prepares a revision unless it is ready; the error is the reason why it cannot be prepared.
+    /// Prepares a revision unless it is ready.
     pub(super) fn prepare(
         &self,
         question: &Question,
         revision: &Revision,
         cache: &Path,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unready> {
         match self {
             Self::Port(port) => port.prepare(&revision.id),
-            _ => self.environment(question, revision, cache).map(drop),
+            _ => self.environment(question, revision, cache).map(drop).map_err(Unready::Fails),
         }
     }
 

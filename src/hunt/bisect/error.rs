@@ -43,6 +43,17 @@ pub enum BisectError {
         /// Why.
         reason: String,
     },
+    /// A revision could not be tried, through no fault of its own.
+    #[error("{revision} was not tried: {reason}")]
+    #[diagnostic(help(
+        "the finished steps are kept: once that is mended, complete the bisection with --resume"
+    ))]
+    Untried {
+        /// The revision.
+        revision: String,
+        /// Why.
+        reason: String,
+    },
     /// A cluster returned no result of the good side.
     #[error("the cluster returned no result of the good side {good}: {reason}")]
     #[diagnostic(help("complete the bisection with --resume, which submits its units again"))]

@@ -176,35 +176,51 @@ impl Repository {
         self.run(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|text| !text.is_empty())
     }
 
-    /// Checks out `hash` in a working tree at `folder`, which is added if it does not exist. Ignored files, such as
-    /// build outputs, are kept.
+    /// Checks out `hash` in a working tree at `folder`, which is added if it does not exist or git was stopped while it
+    /// added it. Ignored files, such as build outputs, are kept.
     pub(crate) fn check_out(&self, hash: &str, folder: &Path) -> Result<(), BisectError> {
         let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
         let path = folder.to_string_lossy();
-        if folder.is_dir() {
-            run(folder, &["checkout", "--quiet", "--force", "--detach", hash])?;
-            run(folder, &["clean", "--quiet", "--force", "-d"])?;
-        } else {
-            self.run(&["worktree", "add", "--quiet", "--force", "--detach", &path, hash])?;
+        // In a folder without this link git would check out in the repository around it.
+        let is_reused = folder.join(".git").is_file()
+            && run(folder, &["checkout", "--quiet", "--force", "--detach", hash])
+                .and_then(|_| run(folder, &["clean", "--quiet", "--force", "-d"]))
+                .is_ok();
+        if !is_reused {
+            remove_folder(folder);
+            // Twice, because git locks its record of a tree for as long as it adds it.
+            self.run(&["worktree", "add", "--quiet", "--force", "--force", "--detach", &path, hash])?;
         }
         Ok(())
     }
 
-    /// Removes a working tree that [`Repository::check_out`] added.
+    /// Removes a working tree that [`Repository::check_out`] added or began to add, and git's record of it.
     pub(crate) fn remove(&self, folder: &Path) -> Result<(), BisectError> {
         let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = folder.to_string_lossy();
-        // Also after a request to stop.
-        let output = reference::output_after_stop(
-            &mut git(&self.folder, &["worktree", "remove", "--force", "--force", &folder]),
-            Duration::from_secs(PROGRAM_SECONDS.most),
-        );
-        answered(&self.folder, "worktree", output).map(drop)
+        let path = folder.to_string_lossy();
+        let remove = || {
+            // Also after a request to stop.
+            let output = reference::output_after_stop(
+                &mut git(&self.folder, &["worktree", "remove", "--force", "--force", &path]),
+                Duration::from_secs(PROGRAM_SECONDS.most),
+            );
+            answered(&self.folder, "worktree", output).map(drop)
+        };
+        remove().or_else(|_| {
+            // git refuses to remove a folder that it was stopped in before it was complete.
+            remove_folder(folder);
+            remove()
+        })
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, BisectError> {
         run(&self.folder, arguments)
     }
+}
+
+/// A folder that cannot be removed is left to git, which names it.
+fn remove_folder(folder: &Path) {
+    drop(std::fs::remove_dir_all(folder));
 }
 
 /// Runs git in `folder` and returns its standard output without trailing white space.
@@ -343,5 +359,37 @@ mod tests {
         assert!(tree.join("built").exists() && !tree.join("stray").exists());
         repository.remove(&tree).unwrap();
         assert!(!tree.exists() && !repository.run(&["worktree", "list"]).unwrap().contains("tree"));
+    }
+
+    /// What git leaves when it is stopped while it adds a working tree: a locked record, and a folder that is missing, empty,
+    /// or without a valid link to the record.
+    #[test]
+    fn a_working_tree_that_git_was_stopped_in_is_added_again_and_removed() {
+        for (is_folder, link) in [(false, None), (true, None), (true, Some(""))] {
+            let (_folder, repository) = repository();
+            let one = commit(&repository, "one");
+            let trees = tempfile::tempdir_in(&repository.folder).unwrap();
+            let tree = trees.path().join("tree");
+            let stopped = || {
+                repository.run(&["worktree", "add", "--detach", &tree.to_string_lossy(), &one]).unwrap();
+                std::fs::write(repository.folder.join(".git/worktrees/tree/locked"), "initializing").unwrap();
+                std::fs::remove_dir_all(&tree).unwrap();
+                if is_folder {
+                    std::fs::create_dir(&tree).unwrap();
+                }
+                if let Some(link) = link {
+                    std::fs::write(tree.join(".git"), link).unwrap();
+                }
+            };
+            let listed = || repository.run(&["worktree", "list"]).unwrap().contains("tree");
+            stopped();
+            repository.remove(&tree).unwrap();
+            assert!(!tree.exists() && !listed());
+            stopped();
+            repository.check_out(&one, &tree).unwrap();
+            assert_eq!(std::fs::read_to_string(tree.join("file")).unwrap(), "one");
+            repository.remove(&tree).unwrap();
+            assert!(!tree.exists() && !listed());
+        }
     }
 }

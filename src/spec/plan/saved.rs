@@ -78,8 +78,8 @@ mod tests {
         let mut saved = serde_json::to_value(&plan).unwrap();
         change(&mut saved);
         let read: Plan = serde_json::from_value(saved).unwrap();
-        match read.checked(&config) {
-            Ok(read) => assert_eq!((read, expected), (plan, "")),
+        match read.check(&config) {
+            Ok(()) => assert_eq!((read, expected), (plan, "")),
             Err(PlanError::Saved(problem)) => {
                 assert!(!expected.is_empty() && problem.contains(expected), "{problem}");
             }
