@@ -126,6 +126,17 @@ struct CaseIdentity<'a> {
     variants: Vec<String>,
 }
 
+impl Identity<'_> {
+    /// SHA-256 in hex of its JSON text.
+    fn digest(&self) -> String {
+        hex(&Sha256::digest(serde_json::to_vec(self).expect("its keys are strings")))
+    }
+
+    fn value(&self) -> Value {
+        serde_json::to_value(self).expect("its keys are strings")
+    }
+}
+
 impl Frozen {
     /// Puts the parts together and computes the digest.
     pub fn new(run: Manifest, environments: Vec<Locked>, units: Vec<Unit>) -> Self {
@@ -137,7 +148,7 @@ impl Frozen {
             units,
             run,
         };
-        frozen.digest = frozen.computed_digest();
+        frozen.digest = frozen.identity().digest();
         frozen
     }
 
@@ -160,7 +171,7 @@ impl Frozen {
         }
         check_names(path, &frozen.run)?;
         let refused = |problem: String| ResultsError::Plan { path: path.to_owned(), problem };
-        if frozen.computed_digest() != frozen.digest {
+        if frozen.identity().digest() != frozen.digest {
             return Err(refused("was changed: it does not have the digest that it states".to_owned()));
         }
         let names = frozen.units.iter().flat_map(|unit| [&unit.name, &unit.device]);
@@ -268,15 +279,9 @@ impl Frozen {
         }
     }
 
-    fn computed_digest(&self) -> String {
-        hex(&Sha256::digest(serde_json::to_vec(&self.identity()).expect("its keys are strings")))
-    }
-
     /// The first thing in which two plans differ, such as `cases[0].inputs: "ab…" and "cd…"`; `None` if they are equal.
     pub fn difference(&self, other: &Self) -> Option<String> {
-        let [own, others] =
-            [self, other].map(|plan| serde_json::to_value(plan.identity()).expect("its keys are strings"));
-        let (path, words) = first_difference("", &own, &others)?;
+        let (path, words) = first_difference("", &self.identity().value(), &other.identity().value())?;
         let [own, others] = words.map(|word| bounds::shown(&word, 200).into_owned());
         Some(format!("{path}: {own} and {others}"))
     }
