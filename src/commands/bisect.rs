@@ -238,7 +238,7 @@ impl Pursuit<'_> {
                             (&question, &revisions[ahead], self.subject, self.context.cache);
                         under_way.insert(
                             ahead,
-                            scope.spawn(move || drop(subject.prepare(question, revision, cache))),
+                            scope.spawn(move || subject.prepare_ahead(question, revision, cache)),
                         );
                     }
                 }

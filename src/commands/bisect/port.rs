@@ -41,10 +41,10 @@ struct Tree {
     built: Option<Result<(), Unready>>,
 }
 
-/// Why a revision is not ready.
+/// Why a commit is not ready.
 #[derive(Clone, Debug)]
 pub(super) enum Unready {
-    /// It does not build, or its environment cannot be made.
+    /// It does not build.
     Fails(String),
     /// It was not tried: git, the shell or the disk failed.
     Untried(String),

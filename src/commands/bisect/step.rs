@@ -104,9 +104,9 @@ impl Tester<'_> {
             elapsed_ns: started.elapsed().as_nanos() as u64,
         };
         let all: Vec<&Revision> = [Some(good), previous, Some(revision)].into_iter().flatten().collect();
-        if let Subject::Port(_) = self.subject {
+        if let Subject::Port(port) = self.subject {
             for &one in &all {
-                let Err(unready) = self.subject.prepare(self.question, one, self.cache) else { continue };
+                let Err(unready) = port.prepare(&one.id) else { continue };
                 // A build that a request to stop ended is built again when the bisection is resumed.
                 if self.stop.load(Ordering::Relaxed) {
                     return Ok(None);

@@ -7,7 +7,7 @@ use std::path::Path;
 use miette::Result;
 use reference::{Environment, Source};
 
-use super::port::{Port, Unready};
+use super::port::Port;
 use crate::commands::run;
 use crate::hunt::bisect::error::BisectError;
 use crate::hunt::bisect::git::{Commit, Repository};
@@ -109,16 +109,11 @@ impl Subject {
         config
     }
 
-    /// Prepares a revision unless it is ready.
-    pub(super) fn prepare(
-        &self,
-        question: &Question,
-        revision: &Revision,
-        cache: &Path,
-    ) -> Result<(), Unready> {
+    /// Prepares a revision that may be tested next, unless it is ready. A failure is left to its test, which reports it.
+    pub(super) fn prepare_ahead(&self, question: &Question, revision: &Revision, cache: &Path) {
         match self {
-            Self::Port(port) => port.prepare(&revision.id),
-            _ => self.environment(question, revision, cache).map(drop).map_err(Unready::Fails),
+            Self::Port(port) => drop(port.prepare(&revision.id)),
+            _ => drop(self.environment(question, revision, cache)),
         }
     }
 

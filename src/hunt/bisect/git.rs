@@ -197,20 +197,15 @@ impl Repository {
     /// Removes a working tree that [`Repository::check_out`] added or began to add, and git's record of it.
     pub(crate) fn remove(&self, folder: &Path) -> Result<(), BisectError> {
         let _turn = WORKING_TREES.lock().unwrap_or_else(PoisonError::into_inner);
+        // git refuses to remove a folder that it was stopped in before it was complete.
+        remove_folder(folder);
         let path = folder.to_string_lossy();
-        let remove = || {
-            // Also after a request to stop.
-            let output = reference::output_after_stop(
-                &mut git(&self.folder, &["worktree", "remove", "--force", "--force", &path]),
-                Duration::from_secs(PROGRAM_SECONDS.most),
-            );
-            answered(&self.folder, "worktree", output).map(drop)
-        };
-        remove().or_else(|_| {
-            // git refuses to remove a folder that it was stopped in before it was complete.
-            remove_folder(folder);
-            remove()
-        })
+        // Also after a request to stop.
+        let output = reference::output_after_stop(
+            &mut git(&self.folder, &["worktree", "remove", "--force", "--force", &path]),
+            Duration::from_secs(PROGRAM_SECONDS.most),
+        );
+        answered(&self.folder, "worktree", output).map(drop)
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String, BisectError> {
