@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 use bounds::limits::PROBE_BYTES;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+/// Between two looks at whether a program has ended; the longest is also how late a request to stop may be noticed.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(500);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
 /// The programs that run; the flag tells those that lead a process group.
 static RUNNING: Mutex<BTreeSet<(i32, bool)>> = Mutex::new(BTreeSet::new());
 
@@ -105,7 +109,8 @@ fn ended(command: &mut Command, limit: Duration, is_stopped: &dyn Fn() -> bool) 
                 let message = format!("it did not end within {} s", limit.as_secs());
                 break Err(io::Error::new(io::ErrorKind::TimedOut, message));
             }
-            None => thread::sleep(Duration::from_millis(5)),
+            // A short program is not waited for longer than it runs, nor a long one looked at often.
+            None => thread::sleep((begun.elapsed() / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)),
         }
     };
     // What it started must not outlive it, nor keep its pipes open.

@@ -207,12 +207,13 @@ impl Frozen {
         folder.write(FILE_NAME, self.text()?.as_bytes())
     }
 
-    /// The content of `plan.json`, which `tfcheck plan --json` prints.
+    /// The content of `plan.json`, which `tfcheck plan --json` prints: one line, because every unit in a process of its own
+    /// reads it whole, and indentation was two fifths of it.
     ///
     /// # Errors
     /// When a number of it has no JSON form.
     pub fn text(&self) -> Result<String, ResultsError> {
-        let text = serde_json::to_string_pretty(self);
+        let text = serde_json::to_string(self);
         let text = text.map_err(|cause| ResultsError::Record { path: FILE_NAME.into(), cause })?;
         Ok(text + "\n")
     }
