@@ -354,7 +354,7 @@ impl Worker {
                     reason: "the worker closed its pipes but went on running".to_owned(),
                 };
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_micros(500));
         }
         match self.group.kill(Duration::ZERO) {
             Some(status) => WorkerEnd::from_status(status, self.oom_kills, &excerpt(&self.pending)),
